@@ -1,0 +1,432 @@
+//! The operations on a record. Each first drops holders past their end and waiters without a sign of
+//! life, then decides, then marks those in the queue who could now take the key.
+
+use std::time::Duration;
+
+use super::record::{Ending, EventKind, Hold, Info, Level, Record, Ticket, Waiter};
+use super::{Fence, LeaseId, LevelId, Mode, Stamp};
+
+/// How long one who could take the key may leave it lying before it is passed over. Longer than a loaded
+/// machine needs to wake a process, short enough that nobody takes a frozen waiter for a holder.
+pub const OFFER: Duration = Duration::from_secs(1);
+
+/// The store's clock, and what the store itself knows of the life of holders and waiters.
+pub trait Clock {
+    /// Now, by the store.
+    fn now(&self) -> Stamp;
+
+    /// Whether the store sees a sign of life of this ticket in this role. Asked only where the record
+    /// has no instant for it.
+    fn attends(&self, ticket: Ticket, role: Role) -> bool;
+}
+
+/// What a ticket is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Its owner waits.
+    Waiting,
+    /// Its owner holds.
+    Holding,
+}
+
+/// What one asks for with [`Record::acquire`].
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// The lease: a new one, or the one to enter again.
+    pub lease: LeaseId,
+    /// The level: that of the lease itself, or another one to enter again. The same level asked for
+    /// again gets the same answer.
+    pub level: LevelId,
+    /// How to hold the key.
+    pub mode: Mode,
+    /// How long the lease counts unrenewed; nothing where the store itself sees the holder die.
+    pub ttl: Option<Duration>,
+    /// Whether to wait in line.
+    pub patience: Patience,
+    /// Take it only if the fence is still this one and nobody holds the key.
+    pub if_fence: Option<Fence>,
+    /// How long the key stays taken at least.
+    pub min_hold: Duration,
+    /// How many levels may be open beside the first one.
+    pub max_reentry: u32,
+    /// Whether a `dlock run` attends to the lease.
+    pub attended: bool,
+    /// Who asks.
+    pub info: Info,
+}
+
+/// Whether one who cannot have the key at once waits in line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// It does not.
+    None,
+    /// It does, and the store itself sees it die.
+    Attended,
+    /// It does, and this sign of life is good for so long.
+    SignOfLife(Duration),
+}
+
+/// The answer to [`Record::acquire`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// The key is ours.
+    Granted(Grant),
+    /// We wait, with so many ahead of us in the queue.
+    Queued(usize),
+    /// Others have it, and we do not wait. These hold it, and so many wait.
+    Busy(Vec<Hold>, usize),
+    /// Not now and not by waiting.
+    Refused(Refusal),
+}
+
+/// A key that was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The fence of the hold: the same for all its levels.
+    pub fence: Fence,
+    /// How many levels are open, this one included.
+    pub depth: usize,
+    /// How long we had waited, by the store's clock.
+    pub waited: Duration,
+}
+
+/// Why waiting would not help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The fence is not the expected one, but this.
+    Fence(Fence),
+    /// The lease may not be entered more often than this.
+    TooDeep(u32),
+    /// The lease is held in this mode, which does not contain the one asked for.
+    Narrower(Mode),
+    /// The lease to enter again is not held any more.
+    Lost,
+}
+
+/// The answer to [`Record::renew`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewed {
+    /// The level counts at least until then; nothing where the store itself sees the holder die.
+    Until(Option<Stamp>),
+    /// The holder was asked to give the key back; nothing was extended.
+    Revoked,
+    /// The level is not held any more.
+    NotYours,
+}
+
+/// The answer to [`Record::release`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Released {
+    /// The hold has ended.
+    Freed,
+    /// The hold has ended for its holder; the key stays taken for a while.
+    Cooling,
+    /// One level was left, the lease goes on.
+    Left,
+    /// The queue was left.
+    Unqueued,
+    /// There was nothing of ours.
+    NotYours,
+}
+
+/// The answer to [`Record::unlock`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unlocked {
+    /// How many of the leases have ended.
+    pub ended: usize,
+    /// How many were told to end.
+    pub told: usize,
+}
+
+/// How a level stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It holds the key.
+    Holding {
+        /// Whether it was asked to give it back.
+        revoked: bool,
+    },
+    /// It waits, with so many ahead of it in the queue.
+    Waiting(usize),
+    /// The key knows nothing of it.
+    Gone,
+}
+
+impl Record {
+    /// Asks for the key, or asks again.
+    pub fn acquire(&mut self, clock: &dyn Clock, ask: &Ask) -> Answer {
+        self.prune(clock, Some(ask.level));
+        let answer = self.decide(clock.now(), ask);
+        self.offer(clock.now());
+        answer
+    }
+
+    fn decide(&mut self, now: Stamp, ask: &Ask) -> Answer {
+        if let Some(hold) = self.holders.iter().find(|hold| hold.levels.iter().any(|level| level.id == ask.level)) {
+            return Answer::Granted(hold.grant());
+        }
+        if ask.level != ask.lease {
+            return self.enter_again(now, ask);
+        }
+        if let Some(expected) = ask.if_fence
+            && expected != self.fence
+        {
+            return Answer::Refused(Refusal::Fence(self.fence));
+        }
+        let place = self.queue.iter().position(|waiter| waiter.lease == ask.lease);
+        let ahead = place.unwrap_or(self.queue.len());
+        let admitted = (ask.if_fence.is_none() || self.holders.is_empty()) && self.admits(ask.mode, ahead);
+        if admitted {
+            let waiter = place.map(|place| self.queue.remove(place));
+            return Answer::Granted(self.grant(now, ask, waiter.as_ref()));
+        }
+        match ask.patience {
+            Patience::None => {
+                self.queue.retain(|waiter| waiter.lease != ask.lease);
+                Answer::Busy(self.holders.clone(), self.queue.len())
+            }
+            Patience::Attended => self.enqueue(now, ask, place, None),
+            Patience::SignOfLife(good_for) => self.enqueue(now, ask, place, Some(now.after(good_for))),
+        }
+    }
+
+    fn enqueue(&mut self, now: Stamp, ask: &Ask, place: Option<usize>, until: Option<Stamp>) -> Answer {
+        let place = place.unwrap_or_else(|| {
+            let ticket = self.next_ticket();
+            self.queue.push(Waiter {
+                lease: ask.lease,
+                mode: ask.mode,
+                ticket,
+                asked_at: now,
+                until,
+                offered_at: None,
+                info: ask.info.clone(),
+                unknown: serde_json::Map::new(),
+            });
+            self.queue.len() - 1
+        });
+        self.queue[place].until = until;
+        Answer::Queued(place)
+    }
+
+    /// Whether a newcomer in `mode` fits all holders and all of the first `ahead` in the queue. Who waits
+    /// counts like a holder, so nobody barges in and a writer does not starve.
+    fn admits(&self, mode: Mode, ahead: usize) -> bool {
+        let holders = self.holders.iter().map(|hold| hold.mode);
+        mode.fits(holders.chain(self.queue[..ahead].iter().map(|waiter| waiter.mode)))
+    }
+
+    fn grant(&mut self, now: Stamp, ask: &Ask, waiter: Option<&Waiter>) -> Grant {
+        let ticket = waiter.map_or_else(|| self.next_ticket(), |waiter| waiter.ticket);
+        // A counter alone repeats itself after a failover or a restored snapshot; the clock does not.
+        self.fence = Fence((self.fence.0 + 1).max(now.micros()));
+        let hold = Hold {
+            lease: ask.lease,
+            mode: ask.mode,
+            levels: vec![Level::new(ask.level, ticket, ask.ttl.map(|ttl| now.after(ttl)))],
+            fence: self.fence,
+            granted_at: now,
+            asked_at: waiter.map_or(now, |waiter| waiter.asked_at),
+            hold_until: (!ask.min_hold.is_zero()).then(|| now.after(ask.min_hold)),
+            attended: ask.attended,
+            revoked: false,
+            info: ask.info.clone(),
+            unknown: serde_json::Map::new(),
+        };
+        self.counters.grants += 1;
+        self.note(hold.event(EventKind::Granted, now, now.since(hold.asked_at), None));
+        let grant = hold.grant();
+        self.holders.push(hold);
+        grant
+    }
+
+    fn enter_again(&mut self, now: Stamp, ask: &Ask) -> Answer {
+        let ticket = self.last_ticket + 1;
+        let Some(hold) = self.holders.iter_mut().find(|hold| hold.lease == ask.lease && !hold.is_cooling()) else {
+            return Answer::Refused(Refusal::Lost);
+        };
+        if hold.revoked {
+            return Answer::Refused(Refusal::Lost);
+        }
+        if !hold.mode.contains(ask.mode) {
+            return Answer::Refused(Refusal::Narrower(hold.mode));
+        }
+        if hold.levels.len() > ask.max_reentry as usize {
+            return Answer::Refused(Refusal::TooDeep(ask.max_reentry));
+        }
+        hold.levels.push(Level::new(ask.level, ticket, ask.ttl.map(|ttl| now.after(ttl))));
+        let at_least = (!ask.min_hold.is_zero()).then(|| now.after(ask.min_hold));
+        hold.hold_until = hold.hold_until.max(at_least);
+        self.last_ticket = ticket;
+        Answer::Granted(hold.grant())
+    }
+
+    fn next_ticket(&mut self) -> Ticket {
+        self.last_ticket += 1;
+        self.last_ticket
+    }
+
+    /// Extends a level to `ttl` from now; never shortens it, and never brings back one that has ended.
+    pub fn renew(&mut self, clock: &dyn Clock, level: LevelId, ttl: Duration) -> Renewed {
+        self.prune(clock, None);
+        let until = clock.now().after(ttl);
+        let answer = self.extend(level, until);
+        self.offer(clock.now());
+        answer
+    }
+
+    fn extend(&mut self, id: LevelId, until: Stamp) -> Renewed {
+        for hold in &mut self.holders {
+            if let Some(level) = hold.levels.iter_mut().find(|level| level.id == id) {
+                if hold.revoked {
+                    return Renewed::Revoked;
+                }
+                level.until = level.until.map(|old| old.max(until));
+                return Renewed::Until(level.until);
+            }
+        }
+        Renewed::NotYours
+    }
+
+    /// Leaves the queue, or takes off one level; the last one ends the hold.
+    pub fn release(&mut self, clock: &dyn Clock, level: LevelId, ending: Option<Ending>) -> Released {
+        self.prune(clock, None);
+        let answer = self.leave(clock.now(), level, ending);
+        self.offer(clock.now());
+        answer
+    }
+
+    fn leave(&mut self, now: Stamp, id: LevelId, ending: Option<Ending>) -> Released {
+        if let Some(place) = self.queue.iter().position(|waiter| waiter.lease == id) {
+            self.queue.remove(place);
+            return Released::Unqueued;
+        }
+        let Some(at) = self.holders.iter().position(|hold| hold.levels.iter().any(|level| level.id == id)) else {
+            return Released::NotYours;
+        };
+        let hold = &mut self.holders[at];
+        hold.levels.retain(|level| level.id != id);
+        if !hold.levels.is_empty() {
+            return Released::Left;
+        }
+        let event = hold.event(EventKind::Released, now, now.since(hold.granted_at), ending);
+        let cooling = hold.hold_until.is_some_and(|until| now < until) && !hold.revoked;
+        self.note(event);
+        if cooling {
+            return Released::Cooling;
+        }
+        self.end(at);
+        Released::Freed
+    }
+
+    /// Forced unlock of `leases`: tells attended holders to give the key back, or with `force` takes it
+    /// from them; a lease that nobody attends to, or that is cooling, goes at once.
+    pub fn unlock(&mut self, clock: &dyn Clock, leases: &[LeaseId], force: bool) -> Unlocked {
+        self.prune(clock, None);
+        let now = clock.now();
+        let mut done = Unlocked::default();
+        for lease in leases {
+            let Some(at) = self.holders.iter().position(|hold| hold.lease == *lease) else { continue };
+            let hold = &mut self.holders[at];
+            if force || !hold.attended || hold.is_cooling() {
+                let event = hold.event(EventKind::Evicted, now, now.since(hold.granted_at), None);
+                self.counters.evictions += 1;
+                self.note(event);
+                self.end(at);
+                done.ended += 1;
+            } else {
+                if !hold.revoked {
+                    hold.revoked = true;
+                    let event = hold.event(EventKind::Revoked, now, now.since(hold.granted_at), None);
+                    self.note(event);
+                }
+                done.told += 1;
+            }
+        }
+        self.offer(now);
+        done
+    }
+
+    /// What an operation would find now, without the operation.
+    #[must_use]
+    pub fn seen(mut self, clock: &dyn Clock) -> Self {
+        self.prune(clock, None);
+        self.offer(clock.now());
+        self
+    }
+
+    /// How a level stands in this record as it is.
+    #[must_use]
+    pub fn standing(&self, id: LevelId) -> Standing {
+        if let Some(hold) = self.holders.iter().find(|hold| hold.levels.iter().any(|level| level.id == id)) {
+            return Standing::Holding { revoked: hold.revoked };
+        }
+        self.queue.iter().position(|waiter| waiter.lease == id).map_or(Standing::Gone, Standing::Waiting)
+    }
+
+    /// The ticket of a level, and what it is used for.
+    #[must_use]
+    pub fn ticket(&self, id: LevelId) -> Option<(Ticket, Role)> {
+        let held = self.holders.iter().flat_map(|hold| &hold.levels).find(|level| level.id == id);
+        let waits = self.queue.iter().find(|waiter| waiter.lease == id);
+        held.map(|level| (level.ticket, Role::Holding)).or(waits.map(|waiter| (waiter.ticket, Role::Waiting)))
+    }
+
+    /// Drops what has ended. The caller itself shows its life by calling, and takes an offer late rather
+    /// than never if nobody has passed it over yet.
+    fn prune(&mut self, clock: &dyn Clock, caller: Option<LevelId>) {
+        let now = clock.now();
+        let lives = |until: Option<Stamp>, ticket, role| {
+            until.map_or_else(|| clock.attends(ticket, role), |until| now < until)
+        };
+        let mut at = 0;
+        while at < self.holders.len() {
+            let hold = &mut self.holders[at];
+            let was_cooling = hold.is_cooling();
+            hold.levels.retain(|level| lives(level.until, level.ticket, Role::Holding));
+            if !hold.is_cooling() {
+                at += 1;
+                continue;
+            }
+            let kept = hold.hold_until.is_some_and(|until| now < until) && !hold.revoked;
+            let kind = if was_cooling { EventKind::Cooled } else { EventKind::Expired };
+            let event = hold.event(kind, now, now.since(hold.granted_at), None);
+            if !was_cooling {
+                self.counters.expiries += 1;
+            }
+            if !(was_cooling && kept) {
+                self.note(event);
+            }
+            if kept {
+                at += 1;
+            } else {
+                self.end(at);
+            }
+        }
+        self.queue.retain(|waiter| {
+            let missed = waiter.offered_at.is_some_and(|offered| offered.after(OFFER) <= now);
+            Some(waiter.lease) == caller || (!missed && lives(waiter.until, waiter.ticket, Role::Waiting))
+        });
+    }
+
+    /// Ends a hold. The fence rises, so that one read during the hold does not match after it.
+    fn end(&mut self, at: usize) {
+        self.holders.remove(at);
+        self.fence.0 += 1;
+    }
+
+    /// Marks those who could take the key now, and since when.
+    fn offer(&mut self, now: Stamp) {
+        for at in 0..self.queue.len() {
+            let offered = self.admits(self.queue[at].mode, at);
+            let waiter = &mut self.queue[at];
+            waiter.offered_at = offered.then(|| waiter.offered_at.unwrap_or(now));
+        }
+    }
+}
+
+impl Hold {
+    fn grant(&self) -> Grant {
+        Grant { fence: self.fence, depth: self.levels.len(), waited: self.granted_at.since(self.asked_at) }
+    }
+}
