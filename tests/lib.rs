@@ -1,1 +1,1 @@
-
+//! The tests of dlock as a whole, one file per topic.
