@@ -17,4 +17,13 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("dlock needs Linux: open file description locks, subreapers and BOOTTIME timers");
 
+pub mod child;
+pub mod clock;
+pub mod event;
+pub mod exit;
+pub mod holder;
 pub mod model;
+pub mod output;
+pub mod signal;
+pub mod store;
+pub mod sys;

@@ -364,12 +364,17 @@ impl Record {
         self.queue.iter().position(|waiter| waiter.lease == id).map_or(Standing::Gone, Standing::Waiting)
     }
 
-    /// The ticket of a level, and what it is used for.
+    /// The sign of life that the store must see of a level: its ticket, what it is used for, and the mode.
+    /// Nothing if the level goes by time, or is not there.
     #[must_use]
-    pub fn ticket(&self, id: LevelId) -> Option<(Ticket, Role)> {
-        let held = self.holders.iter().flat_map(|hold| &hold.levels).find(|level| level.id == id);
-        let waits = self.queue.iter().find(|waiter| waiter.lease == id);
-        held.map(|level| (level.ticket, Role::Holding)).or(waits.map(|waiter| (waiter.ticket, Role::Waiting)))
+    pub fn sign_of_life(&self, id: LevelId) -> Option<(Ticket, Role, Mode)> {
+        for hold in &self.holders {
+            if let Some(level) = hold.levels.iter().find(|level| level.id == id) {
+                return level.until.is_none().then_some((level.ticket, Role::Holding, hold.mode));
+            }
+        }
+        let waiter = self.queue.iter().find(|waiter| waiter.lease == id && waiter.until.is_none())?;
+        Some((waiter.ticket, Role::Waiting, waiter.mode))
     }
 
     /// Drops what has ended. The caller itself shows its life by calling, and takes an offer late rather

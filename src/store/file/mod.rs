@@ -1,0 +1,399 @@
+//! The file store: one file for each key, in a directory of this machine.
+//!
+//! The kernel sees who lives. A `run` locks bytes of the key's file ([`lock`]) for as long as it, or the
+//! guardian after it, has the file open; so whoever dies is noticed at once and no ttl is sat out. The
+//! record itself ([`page`]) changes under a mutex, another byte. Waiters sleep on the bytes of those ahead
+//! of them ([`watch`]).
+
+mod directory;
+mod lock;
+mod page;
+mod watch;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::sys::stat::futimens;
+use nix::sys::time::TimeSpec;
+
+use self::directory::{Directory, cannot};
+use self::page::{Content, Page};
+use self::watch::Sleeper;
+use super::{Capabilities, Register, StoreError, Trouble, Watch};
+use crate::clock::Moment;
+use crate::model::{Clock, Key, LevelId, Record, RecordError, Role, Stamp, Ticket};
+
+/// How long another process may take for its change. Changes take microseconds, so a process this late is
+/// stopped, or the machine is on its knees.
+const MUTEX_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A register in a directory.
+#[derive(Debug)]
+pub struct FileRegister {
+    directory: Directory,
+    identity: String,
+    boot: OnceLock<[u8; 16]>,
+    signs: Mutex<HashMap<LevelId, SignOfLife>>,
+    sleepers: Mutex<HashMap<Key, Arc<Sleeper>>>,
+}
+
+/// The bytes that a level of ours keeps locked.
+#[derive(Debug)]
+struct SignOfLife {
+    file: File,
+    inode: u64,
+    bytes: Range<u64>,
+}
+
+/// A sign of life as the record wants it, and the bytes that it had before. An empty range is none.
+struct Change {
+    sign: Option<SignOfLife>,
+    before: Range<u64>,
+}
+
+/// A record as it was read, and the clock that goes with it.
+struct Reading<'a> {
+    file: &'a File,
+    now: Stamp,
+    base: i64,
+    generation: u64,
+    bytes: Vec<u8>,
+    record: Record,
+}
+
+impl Clock for Reading<'_> {
+    fn now(&self) -> Stamp {
+        self.now
+    }
+
+    fn attends(&self, ticket: Ticket, role: Role) -> bool {
+        // A holder that is not alone keeps the second byte only, and one that is alone keeps both.
+        let byte = lock::place(ticket) + u64::from(role == Role::Holding);
+        // Whose life cannot be ruled out lives.
+        lock::is_locked(self.file, &(byte..byte + 1)).unwrap_or(true)
+    }
+}
+
+/// The clock of a key without a file: nobody holds it.
+struct Untouched(Stamp);
+
+impl Clock for Untouched {
+    fn now(&self) -> Stamp {
+        self.0
+    }
+
+    fn attends(&self, _: Ticket, _: Role) -> bool {
+        false
+    }
+}
+
+impl FileRegister {
+    /// The register in `path`, which is made if it is missing.
+    ///
+    /// # Errors
+    /// If it cannot be made, or not be trusted.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let directory = Directory::open(path)?;
+        let identity = format!("file:{}", directory.path().display());
+        Ok(Self {
+            directory,
+            identity,
+            boot: OnceLock::new(),
+            signs: Mutex::default(),
+            sleepers: Mutex::default(),
+        })
+    }
+
+    fn boot(&self) -> Result<[u8; 16], StoreError> {
+        const PATH: &str = "/proc/sys/kernel/random/boot_id";
+        if let Some(boot) = self.boot.get() {
+            return Ok(*boot);
+        }
+        let text = std::fs::read_to_string(PATH).map_err(|error| cannot("read", Path::new(PATH), &error))?;
+        let number = u128::from_str_radix(&text.trim().replace('-', ""), 16);
+        let number = number.map_err(|_| StoreError::new(Trouble::Os, format!("'{PATH}' holds no boot id")))?;
+        Ok(*self.boot.get_or_init(|| number.to_be_bytes()))
+    }
+
+    fn reading<'a>(&self, key: &Key, file: &'a File) -> Result<Reading<'a>, StoreError> {
+        let content = page::read(file).map_err(|error| self.trouble("read", key, &error))?;
+        let page = match content {
+            Content::Page(page) => Some(page),
+            Content::Empty => None,
+            Content::Damaged => {
+                self.forgive(key, file)?;
+                None
+            }
+        };
+        let fresh = Record::new(key.clone());
+        let (record, page) = match page {
+            Some(page) => (Record::decode(key, &page.record).map_err(|error| self.unfit(key, &error))?, Some(page)),
+            None => (fresh, None),
+        };
+        // While leases go by time the key's clock runs with BOOTTIME, whatever is done to the wall clock.
+        let wall = wall_clock();
+        let since_boot = micros(Moment::now().as_duration());
+        let base = match &page {
+            Some(page) if record.is_timed() && page.boot == self.boot()? => page.base,
+            _ => wall - since_boot,
+        };
+        let now = Stamp::from_micros(u64::try_from(since_boot + base).unwrap_or(0));
+        let (generation, bytes) = page.map_or((0, Vec::new()), |page| (page.generation, page.record));
+        Ok(Reading { file, now, base, generation, bytes, record })
+    }
+
+    /// A file without a valid page: after a crash of the machine it may be one that was being written, and
+    /// whoever held the key then is gone. In the same boot something is wrong.
+    fn forgive(&self, key: &Key, file: &File) -> Result<(), StoreError> {
+        let written = file.metadata().map_err(|error| self.trouble("look at", key, &error))?.mtime();
+        let booted = (wall_clock() - micros(Moment::now().as_duration())) / 1_000_000;
+        let path = self.directory.path_of(key);
+        if written >= booted {
+            let words = format!("'{}' is damaged or not dlock's; if nobody holds '{key}', remove it", path.display());
+            return Err(StoreError::new(Trouble::Untrusted, words));
+        }
+        log::warn!("'{}' was damaged before this boot; starting '{key}' afresh", path.display());
+        Ok(())
+    }
+
+    fn unfit(&self, key: &Key, error: &RecordError) -> StoreError {
+        let path = self.directory.path_of(key);
+        let path = path.display();
+        match error {
+            RecordError::Newer(layout) => {
+                let words = format!("'{path}' was written by a newer dlock (layout {layout}); upgrade this one");
+                StoreError::new(Trouble::Unfit, words)
+            }
+            RecordError::Corrupt(why) => {
+                let words = format!("'{path}' holds no record of '{key}': {why}; if nobody holds the key, remove it");
+                StoreError::new(Trouble::Untrusted, words)
+            }
+        }
+    }
+
+    fn trouble(&self, what: &str, key: &Key, error: &io::Error) -> StoreError {
+        cannot(what, &self.directory.path_of(key), error)
+    }
+
+    /// The key's file with the mutex taken, and its inode number; nothing if there is no file.
+    fn locked(&self, key: &Key, create: bool) -> Result<Option<(File, u64)>, StoreError> {
+        loop {
+            let Some(file) = self.directory.file(key, create)? else { return Ok(None) };
+            let taken = lock::take_mutex(file, MUTEX_PATIENCE).map_err(|error| self.trouble("lock", key, &error))?;
+            let Some(file) = taken else {
+                let path = self.directory.path_of(key);
+                let words = format!("'{}' is kept locked by another dlock, which may be stopped", path.display());
+                return Err(StoreError::new(Trouble::Stuck, words));
+            };
+            let inode = file.metadata().map_err(|error| self.trouble("look at", key, &error))?.ino();
+            // Somebody may have deleted it while we waited.
+            if self.directory.still_has(key, inode) {
+                return Ok(Some((file, inode)));
+            }
+        }
+    }
+
+    /// Locks the bytes that the record wants of a level, before it is written.
+    fn show_life(&self, key: &Key, inode: u64, level: LevelId, record: &Record) -> Result<Change, StoreError> {
+        let wanted = record.sign_of_life(level).map_or(0..0, |(ticket, role, mode)| lock::bytes(ticket, role, mode));
+        let old = guard(&self.signs).remove(&level).filter(|sign| sign.inode == inode);
+        let (file, before) = match old {
+            Some(sign) => (sign.file, sign.bytes),
+            None if wanted.is_empty() => return Ok(Change { sign: None, before: 0..0 }),
+            None => {
+                let file = self.directory.file(key, false)?;
+                (file.ok_or_else(|| StoreError::new(Trouble::Os, "the key's file was deleted"))?, 0..0)
+            }
+        };
+        if !wanted.is_empty() && !lock::try_lock(&file, &wanted).map_err(|error| self.trouble("lock", key, &error))? {
+            let path = self.directory.path_of(key);
+            let words = format!("'{}' has a lock on a ticket that was never given out", path.display());
+            return Err(StoreError::new(Trouble::Untrusted, words));
+        }
+        Ok(Change { sign: Some(SignOfLife { file, inode, bytes: wanted }), before })
+    }
+
+    /// Unlocks what a sign of life does not need any more: after the record was written, what it had
+    /// before; else what was added to it.
+    fn settle(&self, level: LevelId, change: Change, written: bool) -> io::Result<()> {
+        let Some(mut sign) = change.sign else { return Ok(()) };
+        let (keep, drop) = if written { (sign.bytes, change.before) } else { (change.before, sign.bytes) };
+        let rest = outside(&drop, &keep);
+        if !rest.is_empty() {
+            lock::unlock(&sign.file, &rest)?;
+        }
+        if !keep.is_empty() {
+            sign.bytes = keep;
+            guard(&self.signs).insert(level, sign);
+        }
+        Ok(())
+    }
+
+    fn write(&self, key: &Key, reading: &Reading<'_>, bytes: Vec<u8>, timed: bool) -> Result<(), StoreError> {
+        if bytes.len() > page::MAX_RECORD {
+            let words = format!("the record of '{key}' has grown too long: too many wait for it");
+            return Err(StoreError::new(Trouble::Os, words));
+        }
+        let page = Page { generation: reading.generation + 1, boot: self.boot()?, base: reading.base, record: bytes };
+        page::write(reading.file, &page).map_err(|error| self.trouble("write", key, &error))?;
+        if timed {
+            // Such a lease outlives its process, so it outlives a crash of the machine.
+            reading.file.sync_data().map_err(|error| self.trouble("write", key, &error))?;
+            if reading.generation == 0 {
+                self.directory.sync().map_err(|error| self.trouble("write", key, &error))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Register for FileRegister {
+    fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn describe(&self) -> String {
+        self.directory.path().display().to_string()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { shared: true, slots: true, fifo: true, beats: false }
+    }
+
+    fn transact<T>(
+        &self,
+        key: &Key,
+        me: Option<LevelId>,
+        mut change: impl FnMut(&mut Record, &dyn Clock) -> T,
+    ) -> Result<T, StoreError> {
+        let (file, inode) = match self.locked(key, false)? {
+            Some(found) => found,
+            None => {
+                let mut record = Record::new(key.clone());
+                let fresh = record.clone();
+                let now = Stamp::from_micros(u64::try_from(wall_clock()).unwrap_or(0));
+                let answer = change(&mut record, &Untouched(now));
+                if record == fresh {
+                    return Ok(answer);
+                }
+                self.locked(key, true)?.ok_or_else(|| StoreError::new(Trouble::Os, "the key's file cannot be made"))?
+            }
+        };
+        let reading = self.reading(key, &file)?;
+        let mut record = reading.record.clone();
+        let answer = change(&mut record, &reading);
+        let bytes = record.encode();
+        if bytes == reading.bytes {
+            return Ok(answer);
+        }
+        let timed = record.is_timed() || reading.record.is_timed();
+        let life = me.map(|level| self.show_life(key, inode, level, &record).map(|change| (level, change))).transpose()?;
+        let silent = life.as_ref().is_some_and(|(_, change)| change.sign.is_some());
+        let written = self.write(key, &reading, bytes, timed);
+        if let Some((level, change)) = life {
+            let settled = self.settle(level, change, written.is_ok());
+            settled.map_err(|error| self.trouble("unlock", key, &error))?;
+        }
+        written?;
+        if !silent {
+            // Nobody's sleep ends by a byte: those who watch the file hear of it by its time stamp.
+            let now = TimeSpec::UTIME_NOW;
+            futimens(&file, &now, &now).map_err(|error| self.trouble("touch", key, &error.into()))?;
+        }
+        Ok(answer)
+    }
+
+    fn read(&self, key: &Key) -> Result<Option<Record>, StoreError> {
+        let Some(file) = self.directory.file(key, false)? else { return Ok(None) };
+        let reading = self.reading(key, &file)?;
+        Ok((reading.generation > 0).then(|| reading.record.clone().seen(&reading)))
+    }
+
+    fn keys(&self) -> Result<Vec<Key>, StoreError> {
+        #[derive(serde::Deserialize)]
+        struct Named {
+            key: Key,
+        }
+        let mut keys = Vec::new();
+        for name in self.directory.names()? {
+            let Some(name) = name.to_str() else { continue };
+            let Some(file) = self.directory.named(name)? else { continue };
+            let content = page::read(&file).map_err(|error| cannot("read", &self.directory.path().join(name), &error))?;
+            let Content::Page(page) = content else { continue };
+            // What another version of dlock wrote has a key, too.
+            match serde_json::from_slice::<Named>(&page.record) {
+                Ok(Named { key }) if directory::file_name(&key) == name => keys.push(key),
+                _ => log::warn!("'{}' is not a record of dlock's", self.directory.path().join(name).display()),
+            }
+        }
+        keys.sort();
+        Ok(keys)
+    }
+
+    fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {
+        let deadline = timeout.map(|timeout| Moment::now().after(timeout));
+        loop {
+            let Some(file) = self.directory.file(key, false)? else { return Ok(()) };
+            let inode = file.metadata().map_err(|error| self.trouble("look at", key, &error))?.ino();
+            let sleeper = self.sleeper(key, &file, inode, watch)?;
+            // Read only now that the bell is armed: what happens from here on is heard.
+            let reading = self.reading(key, &file)?;
+            let seen = reading.record.clone().seen(&reading);
+            let Some(plan) = watch::plan(&seen, reading.now, watch) else { return Ok(()) };
+            let left = deadline.map(Moment::left);
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(());
+            }
+            sleeper.sleep(&plan, left).map_err(|error| self.trouble("watch", key, &error))?;
+        }
+    }
+
+    fn sign_of_life(&self, level: LevelId) -> Result<Option<OwnedFd>, StoreError> {
+        let signs = guard(&self.signs);
+        let Some(sign) = signs.get(&level) else { return Ok(None) };
+        let file = sign.file.try_clone().map_err(|error| cannot("keep a file in", self.directory.path(), &error))?;
+        Ok(Some(file.into()))
+    }
+}
+
+impl FileRegister {
+    /// The sleeper on this very file.
+    fn sleeper(&self, key: &Key, file: &File, inode: u64, watch: &Watch) -> Result<Arc<Sleeper>, StoreError> {
+        let mut sleepers = guard(&self.sleepers);
+        if let Some(sleeper) = sleepers.get(key)
+            && sleeper.inode == inode
+            && sleeper.watch == *watch
+        {
+            return Ok(Arc::clone(sleeper));
+        }
+        let sleeper = Sleeper::new(file, inode, watch).map_err(|error| self.trouble("watch", key, &error))?;
+        let sleeper = Arc::new(sleeper);
+        sleepers.insert(key.clone(), Arc::clone(&sleeper));
+        Ok(sleeper)
+    }
+}
+
+/// What is in `old` and not in `new`, which are bytes of the same ticket, or empty.
+fn outside(old: &Range<u64>, new: &Range<u64>) -> Range<u64> {
+    if new.contains(&old.start) { new.end.min(old.end)..old.end } else { old.clone() }
+}
+
+/// A panic elsewhere does not make a map of ours wrong.
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wall_clock() -> i64 {
+    micros(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn micros(span: Duration) -> i64 {
+    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
+}

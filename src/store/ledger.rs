@@ -1,0 +1,78 @@
+//! A [`Store`] over any [`Register`]: one law, whatever keeps the records.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use super::{Capabilities, Register, Store, StoreError, Watch};
+use crate::model::{Answer, Ask, Ending, Key, LeaseId, LevelId, Patience, Record, Released, Renewed, Unlocked};
+
+/// Runs the law of leases inside the transactions of a register.
+#[derive(Debug)]
+pub struct Ledger<R>(R);
+
+impl<R: Register> Ledger<R> {
+    /// The store over `register`.
+    pub const fn new(register: R) -> Self {
+        Self(register)
+    }
+
+    /// Where the register itself sees a process die, neither a place in the queue nor the hold of a `run`
+    /// goes by time.
+    fn fit(&self, ask: &Ask) -> Ask {
+        let mut ask = ask.clone();
+        if !self.0.capabilities().beats {
+            ask.ttl = ask.ttl.filter(|_| !ask.attended);
+            if ask.patience != Patience::None {
+                ask.patience = Patience::Attended;
+            }
+        }
+        ask
+    }
+}
+
+impl<R: Register> Store for Ledger<R> {
+    fn identity(&self) -> &str {
+        self.0.identity()
+    }
+
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+
+    fn acquire(&self, key: &Key, ask: &Ask) -> Result<Answer, StoreError> {
+        let ask = self.fit(ask);
+        self.0.transact(key, Some(ask.level), |record, clock| record.acquire(clock, &ask))
+    }
+
+    fn renew(&self, key: &Key, level: LevelId, ttl: Duration) -> Result<Renewed, StoreError> {
+        self.0.transact(key, Some(level), |record, clock| record.renew(clock, level, ttl))
+    }
+
+    fn release(&self, key: &Key, level: LevelId, ending: Option<Ending>) -> Result<Released, StoreError> {
+        self.0.transact(key, Some(level), |record, clock| record.release(clock, level, ending))
+    }
+
+    fn revoke(&self, key: &Key, leases: &[LeaseId], force: bool) -> Result<Unlocked, StoreError> {
+        self.0.transact(key, None, |record, clock| record.unlock(clock, leases, force))
+    }
+
+    fn inspect(&self, key: &Key) -> Result<Option<Record>, StoreError> {
+        self.0.read(key)
+    }
+
+    fn list(&self) -> Result<Vec<Key>, StoreError> {
+        self.0.keys()
+    }
+
+    fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {
+        self.0.await_change(key, watch, timeout)
+    }
+
+    fn sign_of_life(&self, level: LevelId) -> Result<Option<OwnedFd>, StoreError> {
+        self.0.sign_of_life(level)
+    }
+}

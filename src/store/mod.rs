@@ -1,0 +1,209 @@
+//! Where leases are kept.
+//!
+//! [`Store`] is what the holder uses. A new backend is a [`Register`]: it keeps one record for each key and
+//! changes it as a whole; [`Ledger`] makes a `Store` of it by running the law of [`crate::model`] inside
+//! [`Register::transact`].
+
+mod file;
+mod ledger;
+mod registry;
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+pub use file::FileRegister;
+pub use ledger::Ledger;
+pub use registry::{BadUrl, Url, open};
+
+use crate::model::{Answer, Ask, Clock, Ending, Key, LeaseId, LevelId, Mode, Record, Released, Renewed, Unlocked};
+
+/// A place that keeps leases. Answers are yes or a definite no; an error only ever means "unknown".
+pub trait Store: Send + Sync {
+    /// The same text for the same store, and without a password.
+    fn identity(&self) -> &str;
+
+    /// The store in words, for messages.
+    fn describe(&self) -> String;
+
+    /// What the store can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Asks for a key, or asks again.
+    ///
+    /// # Errors
+    /// [`StoreError`]: it is not known whether the key is ours.
+    fn acquire(&self, key: &Key, ask: &Ask) -> Result<Answer, StoreError>;
+
+    /// Extends a level.
+    ///
+    /// # Errors
+    /// [`StoreError`]: it is not known whether the level was extended.
+    fn renew(&self, key: &Key, level: LevelId, ttl: Duration) -> Result<Renewed, StoreError>;
+
+    /// Gives a level back, or leaves the queue.
+    ///
+    /// # Errors
+    /// [`StoreError`]: it is not known whether the level is still there.
+    fn release(&self, key: &Key, level: LevelId, ending: Option<Ending>) -> Result<Released, StoreError>;
+
+    /// Forced unlock of exactly these leases; see [`Record::unlock`].
+    ///
+    /// # Errors
+    /// [`StoreError`]: it is not known whether they were unlocked.
+    fn revoke(&self, key: &Key, leases: &[LeaseId], force: bool) -> Result<Unlocked, StoreError>;
+
+    /// The record of a key as an operation would find it now; nothing if the key was never held. Changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn inspect(&self, key: &Key) -> Result<Option<Record>, StoreError>;
+
+    /// The keys that have a record, sorted.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn list(&self) -> Result<Vec<Key>, StoreError>;
+
+    /// Sleeps until what is watched may have changed, at most for `timeout`. May return too early, never
+    /// too late.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError>;
+
+    /// What shows the store that the level's holder lives, where a descriptor does: for the guardian, to
+    /// keep until the command's tree is gone.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn sign_of_life(&self, level: LevelId) -> Result<Option<OwnedFd>, StoreError>;
+}
+
+/// Keeps one [`Record`] for each key.
+pub trait Register: Send + Sync {
+    /// See [`Store::identity`].
+    fn identity(&self) -> &str;
+
+    /// See [`Store::describe`].
+    fn describe(&self) -> String;
+
+    /// See [`Store::capabilities`].
+    fn capabilities(&self) -> Capabilities;
+
+    /// Hands the key's record (a new one if it has none) and the store's clock to `change`, and stores
+    /// what it makes of it if that differs. `change` may be called again, so it is pure. The level `me` is
+    /// the caller's own: its sign of life follows what [`Record::sign_of_life`] says of it.
+    ///
+    /// # Errors
+    /// [`StoreError`]: it is not known whether the record was changed.
+    fn transact<T>(
+        &self,
+        key: &Key,
+        me: Option<LevelId>,
+        change: impl FnMut(&mut Record, &dyn Clock) -> T,
+    ) -> Result<T, StoreError>;
+
+    /// See [`Store::inspect`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn read(&self, key: &Key) -> Result<Option<Record>, StoreError>;
+
+    /// See [`Store::list`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn keys(&self) -> Result<Vec<Key>, StoreError>;
+
+    /// See [`Store::await_change`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError>;
+
+    /// See [`Store::sign_of_life`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn sign_of_life(&self, level: LevelId) -> Result<Option<OwnedFd>, StoreError>;
+}
+
+/// What is watched by [`Store::await_change`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// The turn of this one in the queue.
+    Turn(LevelId),
+    /// This holder being asked to give the key back, or losing it.
+    Hold(LevelId),
+    /// The end of all these leases.
+    Ends(Vec<LeaseId>),
+}
+
+/// What a store can do. What it lacks is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a capability of its own")]
+pub struct Capabilities {
+    /// Shared holders.
+    pub shared: bool,
+    /// Slots.
+    pub slots: bool,
+    /// First come, first served.
+    pub fifo: bool,
+    /// Leases of `run` end unless renewed. Without it the store itself sees a holder die.
+    pub beats: bool,
+}
+
+impl Capabilities {
+    /// Whether a key can be held in this mode.
+    #[must_use]
+    pub fn allow(self, mode: Mode) -> bool {
+        match mode {
+            Mode::Exclusive => true,
+            Mode::Shared => self.shared,
+            Mode::Slots(_) => self.slots,
+        }
+    }
+}
+
+/// What kind of trouble it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The store cannot be reached; trying again may help.
+    Unreachable,
+    /// Another client holds up the store.
+    Stuck,
+    /// The store refused us.
+    Refused,
+    /// The store is not as it must be, or is newer than we are.
+    Unfit,
+    /// The lock directory or a file in it cannot be trusted.
+    Untrusted,
+    /// The operating system refused.
+    Os,
+}
+
+/// Why a store did not answer.
+#[derive(Debug)]
+pub struct StoreError {
+    /// The kind of trouble.
+    pub trouble: Trouble,
+    /// What happened, cause last.
+    pub words: String,
+}
+
+impl StoreError {
+    /// An error with its words.
+    pub fn new(trouble: Trouble, words: impl fmt::Display) -> Self {
+        Self { trouble, words: words.to_string() }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words)
+    }
+}
+
+impl std::error::Error for StoreError {}

@@ -1,0 +1,58 @@
+//! From a URL to a store. A new backend is one line in [`Url::parse`] and one in [`open`].
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{FileRegister, Ledger, Store, StoreError};
+
+/// Where a store is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Url {
+    /// `file:DIR`: a directory of this machine.
+    File(PathBuf),
+}
+
+/// A text that names no store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadUrl(String);
+
+impl Url {
+    /// Reads the URL of a store. A relative path starts at `here`.
+    ///
+    /// # Errors
+    /// [`BadUrl`], which does not repeat what may be a password.
+    pub fn parse(text: &str, here: &Path) -> Result<Self, BadUrl> {
+        let Some((scheme, rest)) = text.split_once(':') else {
+            return Err(BadUrl(format!("'{text}' is no store URL; a directory is written 'file:{text}'")));
+        };
+        match scheme {
+            "file" => {
+                let path = rest.strip_prefix("//").filter(|rest| rest.starts_with('/')).unwrap_or(rest);
+                if path.is_empty() {
+                    return Err(BadUrl("'file:' needs a directory".into()));
+                }
+                Ok(Self::File(here.join(path)))
+            }
+            _ => Err(BadUrl(format!("this dlock knows no store '{scheme}:'; it knows 'file:DIR'"))),
+        }
+    }
+}
+
+/// Opens a store. Makes no thread.
+///
+/// # Errors
+/// [`StoreError`] if it is known at once that the store cannot be used.
+pub fn open(url: &Url) -> Result<Arc<dyn Store>, StoreError> {
+    match url {
+        Url::File(path) => Ok(Arc::new(Ledger::new(FileRegister::open(path)?))),
+    }
+}
+
+impl fmt::Display for BadUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadUrl {}
