@@ -36,7 +36,10 @@ pub enum Code {
 /// not codes of dlock's own.
 pub const TABLE: [(&str, &str); 14] = [
     ("the command's", "it ran to its end"),
-    ("128 + n", "the command died of signal n, or dlock got n before there was a command: dlock dies of n, and a shell shows this"),
+    (
+        "128 + n",
+        "the command died of signal n, or dlock got n before there was a command: dlock dies of n, and a shell shows this",
+    ),
     ("64", "bad usage, bad key"),
     ("69", "the store cannot be reached; the command was not started"),
     ("70", "a bug in dlock"),

@@ -345,7 +345,8 @@ impl Heart {
                     return self.tell(Event::Lost(format!("{place} does not know this lease any more")));
                 }
                 Err(error) if deadline.moment().before(self.kill_after).left().is_zero() => {
-                    let silent = humantime::format_duration(Duration::from_secs(Moment::now().since(answered).as_secs()));
+                    let silent =
+                        humantime::format_duration(Duration::from_secs(Moment::now().since(answered).as_secs()));
                     let ttl = humantime::format_duration(self.ttl);
                     return self.tell(Event::Lost(format!("no answer for {silent} of a {ttl} lease: {error}")));
                 }

@@ -18,7 +18,10 @@
 compile_error!("dlock needs Linux: open file description locks, subreapers and BOOTTIME timers");
 
 pub mod child;
+pub mod cli;
 pub mod clock;
+pub mod command;
+pub mod config;
 pub mod event;
 pub mod exit;
 pub mod holder;

@@ -29,9 +29,7 @@ impl log::Log for Stderr {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) && record.level() <= Level::Info {
-            // One write, so that lines of several processes do not mix; a closed stderr is no reason to stop.
-            let line = format!("dlock: {}\n", clean(&record.args().to_string()));
-            let _ = io::stderr().write_all(line.as_bytes());
+            say(&record.args().to_string());
         }
     }
 
@@ -77,12 +75,19 @@ pub fn print(text: &str) -> io::Result<()> {
     }
 }
 
+/// Says a line on stderr, whatever `-q` says.
+pub fn say(line: &str) {
+    let line = format!("dlock: {}\n", clean(line));
+    // One write, so that lines of several processes do not mix; a closed stderr is no reason to stop.
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
 /// Asks on stderr, reads a line from stdin; whether it begins with `y`.
 ///
 /// # Errors
 /// If stdin or stderr fails.
 pub fn confirm(question: &str) -> io::Result<bool> {
-    write!(io::stderr(), "{} [y/N] ", clean(question))?;
+    write!(io::stderr(), "dlock: {} [y/N] ", clean(question))?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     Ok(answer.trim_start().to_ascii_lowercase().starts_with('y'))

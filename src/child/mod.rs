@@ -26,6 +26,9 @@ use crate::clock::{Deadline, Moment};
 use crate::event::{ChildEvent, Event, Status};
 use crate::sys::{self, Inherited};
 
+/// How long the kernel may take to end a killed tree, on a machine on its knees.
+const KILL_MARGIN: Duration = Duration::from_millis(250);
+
 /// What is to be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
@@ -42,6 +45,7 @@ pub struct Guardian {
     pid: Pid,
     /// Children that this process had before: whoever became dlock by exec may have had some.
     spared: Vec<Pid>,
+    policy: Policy,
 }
 
 /// How a command ended.
@@ -63,7 +67,7 @@ impl Guardian {
     ///
     /// # Errors
     /// What the operating system says; also if `/proc` does not show who descends from whom.
-    pub fn fork(program: &Program) -> io::Result<Option<Self>> {
+    pub fn fork(program: &Program, policy: Policy) -> io::Result<Option<Self>> {
         let spared = tree::children().map_err(|error| {
             io::Error::new(error.kind(), format!("/proc does not list the children of a process: {error}"))
         })?;
@@ -72,7 +76,7 @@ impl Guardian {
         let flags = SockFlag::SOCK_CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
         match sys::fork()? {
-            ForkResult::Parent { child } => Ok(Some(Self { socket: ours, pid: child, spared })),
+            ForkResult::Parent { child } => Ok(Some(Self { socket: ours, pid: child, spared, policy })),
             ForkResult::Child => {
                 drop(ours);
                 guardian::watch(theirs, program, inherited)?;
@@ -101,14 +105,14 @@ impl Guardian {
             }
             let _ = events.send(Event::Child(ChildEvent::Orphaned));
         })?;
-        guardian::send(&self.socket, &extend(deadline), None)?;
+        guardian::send(&self.socket, &self.extend(deadline), None)?;
         guardian::send(&self.socket, &Order::Start(env), sign_of_life)
     }
 
     /// Looks after the command until it has ended: normally, or with all that it started. `announce` is
     /// called once for each verdict, before anything is done about it.
-    pub fn supervise(&self, policy: Policy, events: &Receiver<Event>, mut announce: impl FnMut(&Verdict)) -> Outcome {
-        let mut state = State::new(policy, Moment::now());
+    pub fn supervise(&self, events: &Receiver<Event>, mut announce: impl FnMut(&Verdict)) -> Outcome {
+        let mut state = State::new(self.policy, Moment::now());
         let mut command = None;
         let mut orphaned = false;
         loop {
@@ -129,7 +133,7 @@ impl Guardian {
                 match action {
                     Action::Announce(verdict) => announce(&verdict),
                     Action::Pass(signal) => self.tell(&Order::Pass(signal as i32)),
-                    Action::Extend(deadline) => self.tell(&extend(deadline)),
+                    Action::Extend(deadline) => self.tell(&self.extend(deadline)),
                     Action::Stop(kill_after) => self.tell(&Order::Stop(kill_after)),
                     Action::Kill => self.tell(&Order::Kill),
                     Action::KillGuardian => self.kill(),
@@ -151,6 +155,12 @@ impl Guardian {
         }
     }
 
+    /// The guardian kills so early that the tree is gone before the deadline.
+    fn extend(&self, deadline: Option<Deadline>) -> Order {
+        let margin = (self.policy.kill_after / 4).min(KILL_MARGIN);
+        Order::Deadline(deadline.map(|deadline| deadline.moment().before(margin).as_duration()))
+    }
+
     /// A guardian that cannot be told is dead, which its end of the socket reports, or frozen, which a
     /// stop that is overdue reveals.
     fn tell(&self, order: &Order) {
@@ -163,10 +173,6 @@ impl Guardian {
     }
 }
 
-fn extend(deadline: Option<Deadline>) -> Order {
-    Order::Deadline(deadline.map(|deadline| deadline.moment().as_duration()))
-}
-
 /// Puts /dev/null in the place of stdin and stdout, which are the command's: while we keep a pipe open,
 /// its other end does not see the command close it.
 fn let_go_of_stdio() {
@@ -174,11 +180,4 @@ fn let_go_of_stdio() {
         let _ = dup2_stdin(&null);
         let _ = dup2_stdout(&null);
     }
-}
-
-/// The command runs at most this long after its deadline was missed: never. A margin is therefore taken
-/// off before it, in which SIGKILL does its work.
-#[must_use]
-pub fn kill_margin(kill_after: Duration) -> Duration {
-    (kill_after / 4).min(Duration::from_millis(250))
 }

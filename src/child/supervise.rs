@@ -129,7 +129,8 @@ impl State {
     fn condemn(&mut self, now: Moment, verdict: Verdict) -> Vec<Action> {
         let stop = self.policy.stop_when_lost || !matches!(verdict, Verdict::Lost(_));
         let mut actions = Vec::new();
-        if matches!(self.verdict, None | Some(Verdict::MaxRun)) && verdict != Verdict::MaxRun || self.verdict.is_none() {
+        if matches!(self.verdict, None | Some(Verdict::MaxRun)) && verdict != Verdict::MaxRun || self.verdict.is_none()
+        {
             self.verdict = Some(verdict.clone());
             actions.push(Action::Announce(verdict));
         }

@@ -381,9 +381,8 @@ impl Record {
     /// than never if nobody has passed it over yet.
     fn prune(&mut self, clock: &dyn Clock, caller: Option<LevelId>) {
         let now = clock.now();
-        let lives = |until: Option<Stamp>, ticket, role| {
-            until.map_or_else(|| clock.attends(ticket, role), |until| now < until)
-        };
+        let lives =
+            |until: Option<Stamp>, ticket, role| until.map_or_else(|| clock.attends(ticket, role), |until| now < until);
         let mut at = 0;
         while at < self.holders.len() {
             let hold = &mut self.holders[at];

@@ -282,7 +282,8 @@ impl Hold {
     /// sign of life alone.
     #[must_use]
     pub fn ends_at(&self) -> Option<Stamp> {
-        let last = self.levels.iter().map(|level| level.until).try_fold(None, |last, until| until.map(|u| last.max(Some(u))));
+        let last =
+            self.levels.iter().map(|level| level.until).try_fold(None, |last, until| until.map(|u| last.max(Some(u))));
         last.map(|last| last.max(self.hold_until)).unwrap_or_default()
     }
 

@@ -118,7 +118,12 @@ impl Directory {
                 Err(error) => return Err(cannot("open", &self.path.join(name), &error.into())),
             }
             let mode = if self.group.is_some() { 0o660 } else { 0o600 };
-            match openat(&self.fd, name.as_str(), flags | OFlag::O_CREAT | OFlag::O_EXCL, Mode::from_bits_truncate(mode)) {
+            match openat(
+                &self.fd,
+                name.as_str(),
+                flags | OFlag::O_CREAT | OFlag::O_EXCL,
+                Mode::from_bits_truncate(mode),
+            ) {
                 Ok(fd) => {
                     if geteuid().is_root() && self.owner != 0 {
                         // Else the directory's owner could not take this lock any more.
@@ -233,7 +238,8 @@ fn distrust(path: &Path, words: &str) -> StoreError {
 pub(super) fn cannot(what: &str, path: &Path, error: &io::Error) -> StoreError {
     let machine = [Errno::ENOSPC, Errno::EDQUOT, Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EIO, Errno::EFBIG];
     let code = error.raw_os_error();
-    let trouble = if machine.iter().any(|known| Some(*known as i32) == code) { Trouble::Os } else { Trouble::Untrusted };
+    let trouble =
+        if machine.iter().any(|known| Some(*known as i32) == code) { Trouble::Os } else { Trouble::Untrusted };
     let words = code.map_or_else(|| error.to_string(), |code| Errno::from_raw(code).desc().to_lowercase());
     StoreError::new(trouble, format!("cannot {what} '{}': {words}", path.display()))
 }

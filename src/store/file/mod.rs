@@ -101,14 +101,11 @@ impl FileRegister {
     /// If it cannot be made, or not be trusted.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let directory = Directory::open(path)?;
-        let identity = format!("file:{}", directory.path().display());
-        Ok(Self {
-            directory,
-            identity,
-            boot: OnceLock::new(),
-            signs: Mutex::default(),
-            sleepers: Mutex::default(),
-        })
+        // The same directory may be reached by several paths.
+        let canonical = directory.path().canonicalize();
+        let canonical = canonical.map_err(|error| cannot("find", directory.path(), &error))?;
+        let identity = format!("file:{}", canonical.display());
+        Ok(Self { directory, identity, boot: OnceLock::new(), signs: Mutex::default(), sleepers: Mutex::default() })
     }
 
     fn boot(&self) -> Result<[u8; 16], StoreError> {
@@ -294,7 +291,8 @@ impl Register for FileRegister {
             return Ok(answer);
         }
         let timed = record.is_timed() || reading.record.is_timed();
-        let life = me.map(|level| self.show_life(key, inode, level, &record).map(|change| (level, change))).transpose()?;
+        let life =
+            me.map(|level| self.show_life(key, inode, level, &record).map(|change| (level, change))).transpose()?;
         let silent = life.as_ref().is_some_and(|(_, change)| change.sign.is_some());
         let written = self.write(key, &reading, bytes, timed);
         if let Some((level, change)) = life {
@@ -325,7 +323,8 @@ impl Register for FileRegister {
         for name in self.directory.names()? {
             let Some(name) = name.to_str() else { continue };
             let Some(file) = self.directory.named(name)? else { continue };
-            let content = page::read(&file).map_err(|error| cannot("read", &self.directory.path().join(name), &error))?;
+            let content =
+                page::read(&file).map_err(|error| cannot("read", &self.directory.path().join(name), &error))?;
             let Content::Page(page) = content else { continue };
             // What another version of dlock wrote has a key, too.
             match serde_json::from_slice::<Named>(&page.record) {

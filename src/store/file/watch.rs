@@ -52,7 +52,8 @@ pub(super) fn plan(record: &Record, now: Stamp, watch: &Watch) -> Option<Plan> {
             }
             let in_the_way: Vec<&Hold> = record.holders.iter().filter(|hold| blocks(hold.mode, me.mode)).collect();
             // All slots are alike, and any of them will do; else all must end, so the first one will do.
-            let watched = if matches!(me.mode, Mode::Slots(_)) { &in_the_way[..] } else { in_the_way.get(..1).unwrap_or(&[]) };
+            let watched =
+                if matches!(me.mode, Mode::Slots(_)) { &in_the_way[..] } else { in_the_way.get(..1).unwrap_or(&[]) };
             let mut plan = until_end_of(watched.iter().copied(), now);
             plan.bytes.extend(ahead.iter().map(|waiter| place(waiter.ticket)));
             let offers = ahead.iter().filter_map(|waiter| waiter.offered_at);

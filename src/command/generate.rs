@@ -1,0 +1,184 @@
+//! Completions and man pages, made from the definition of the command line.
+
+use clap::Command;
+use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
+
+use crate::cli;
+use crate::exit::{Failure, TABLE};
+
+/// The completion script for a shell.
+pub(super) fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut cli::definition(), "dlock", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+/// What a page says besides the options.
+struct Page {
+    about: &'static str,
+    exit: &'static [(&'static str, &'static str)],
+    examples: &'static [(&'static str, &'static str)],
+}
+
+const DLOCK: Page = Page {
+    about: "dlock holds a named lease while a command runs, so that a job runs once at a time. A lease ends when \
+            its command ends, and when dlock, the command or the machine dies. Who waits gets the key in the order \
+            in which it came. Without a store, keys live in a directory of this machine.",
+    exit: &[("0", "success"), ("64 to 78", "see the page of the verb, and sysexits.h(3head)")],
+    examples: &[
+        ("Run a backup, one at a time", "dlock run backup -- /usr/local/bin/backup"),
+        ("Who holds what", "dlock status"),
+    ],
+};
+
+const RUN: Page = Page {
+    about: "Takes the lease KEY, runs CMD, and gives the lease back when CMD ends. No shell is involved; stdin, stdout \
+            and stderr are CMD's own. CMD finds KEY, the lease and its fence in DLOCK_KEY, DLOCK_LEASE and \
+            DLOCK_FENCE. Another dlock run of the same KEY inside CMD enters the lease again and does not wait for \
+            it. Signals are passed to CMD, which decides what they mean; dlock ends as CMD does. A lost or revoked \
+            lease, and --max-run, stop CMD and all that it started: first SIGTERM, then, after --kill-after, \
+            SIGKILL. If dlock itself is killed, so is CMD with all that it started, before anybody else gets KEY. \
+            What CMD leaves running when it ends by itself is left alone. DUR is a span like 1h 30m, or seconds.",
+    exit: &TABLE,
+    examples: &[
+        (
+            "In a crontab: skip this run if the last one still goes on",
+            "0 3 * * * dlock run -n -E 0 -q report -- /usr/local/bin/report",
+        ),
+        (
+            "Wait at most five minutes, and stop a deploy that takes an hour",
+            "dlock run -w 5m --max-run 1h deploy/prod -- ./deploy.sh",
+        ),
+        ("At most three at once", "dlock run --slots 3 convert -- ffmpeg -i in.mov out.mp4"),
+        ("Only if nobody has held it since", "F=$(dlock fence state); dlock run --if-fence $F state -- ./update"),
+    ],
+};
+
+const STATUS: Page = Page {
+    about: "Shows who holds each KEY, since when, and how many wait for it; without KEY, all keys that are held or \
+            waited for. With --json it prints one object, whose names stay as they are.",
+    exit: &[("0", "a key that is shown is held"), ("1", "none is")],
+    examples: &[
+        ("Is it held?", "dlock status backup >/dev/null && echo busy"),
+        ("For programs", "dlock status --json"),
+    ],
+};
+
+const UNLOCK: Page = Page {
+    about: "Tells the holder of KEY to stop its command and to give KEY back, and waits for that, so that nobody \
+            overlaps. On a terminal it shows the holder and asks; elsewhere it wants --yes. It frees the lease that \
+            it showed, and nobody who came since. With --force the key is free at once, while the former holder may \
+            still be stopping.",
+    exit: &[
+        ("0", "the key was freed"),
+        ("1", "it was free"),
+        ("75", "it was not freed in time, or is held by another lease than --lease"),
+    ],
+    examples: &[("Stop whoever deploys", "dlock unlock deploy/prod --yes")],
+};
+
+const FENCE: Page = Page {
+    about: "Prints the fencing token of KEY: a number that rises whenever KEY is granted and whenever a hold of it \
+            ends. A resource that remembers the highest one it has seen can refuse a holder that comes too late.",
+    exit: &[("0", "always, unless the store fails")],
+    examples: &[(
+        "Do it only if nobody else did",
+        "F=$(dlock fence nightly); dlock run --if-fence $F nightly -- ./job",
+    )],
+};
+
+const ENVIRONMENT: [(&str, &str); 8] = [
+    ("DLOCK_STORE", "the store, unless --store says otherwise"),
+    ("DLOCK_STORE_FILE", "a file with the store's URL, so that a password stands in no argument list"),
+    ("DLOCK_NOTE", "what --note says"),
+    ("DLOCK_KEY, DLOCK_LEASE, DLOCK_FENCE", "set for the command: the key, the lease's id, its fence"),
+    ("DLOCK_HELD", "set for the command: what all enclosing runs hold, for entering again"),
+    ("XDG_STATE_HOME", "where the default directory is, unless root runs dlock"),
+    ("HOME", "where it is without XDG_STATE_HOME: in .local/state"),
+    ("PATH", "where the command is looked for"),
+];
+
+const FILES: [(&str, &str); 2] = [
+    ("/var/lib/dlock", "the default directory for root"),
+    ("~/.local/state/dlock", "the default directory for others"),
+];
+
+/// The man page of a verb, or of dlock itself.
+///
+/// # Errors
+/// 64 if there is no such verb.
+pub(super) fn man(verb: Option<&str>) -> Result<String, Failure> {
+    let dlock = cli::definition();
+    let (command, page) = match verb {
+        None => (dlock, DLOCK),
+        Some(name) => {
+            let page = match name {
+                "run" => RUN,
+                "status" => STATUS,
+                "unlock" => UNLOCK,
+                "fence" => FENCE,
+                _ => return Err(Failure::usage(format!("there is no page for '{name}'"))),
+            };
+            (with_globals(&dlock, name), page)
+        }
+    };
+    let man = Man::new(command).section("1").source(format!("dlock {}", env!("CARGO_PKG_VERSION"))).manual("dlock");
+    let render = || -> std::io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        man.render_title(&mut text)?;
+        man.render_name_section(&mut text)?;
+        man.render_synopsis_section(&mut text)?;
+        section("DESCRIPTION").text([roman(page.about)]).to_writer(&mut text)?;
+        man.render_options_section(&mut text)?;
+        if verb.is_none() {
+            man.render_subcommands_section(&mut text)?;
+        }
+        list("EXIT STATUS", page.exit).to_writer(&mut text)?;
+        if verb.is_some() {
+            let rest = "64 bad usage, 69 store unreachable, 71 the operating system refused, 73 lock directory, 77 store refused, 78 bad configuration.";
+            Roff::new().text([roman(rest)]).to_writer(&mut text)?;
+        }
+        list("ENVIRONMENT", &ENVIRONMENT).to_writer(&mut text)?;
+        list("FILES", &FILES).to_writer(&mut text)?;
+        let mut examples = section("EXAMPLES");
+        for (what, line) in page.examples {
+            examples.control("TP", []).text([roman(*what)]).text([bold(*line)]);
+        }
+        examples.to_writer(&mut text)?;
+        section("SEE ALSO").text([roman(see_also(verb))]).to_writer(&mut text)?;
+        Ok(text)
+    };
+    let text = render().map_err(|error| Failure::os("cannot write the page", error))?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A verb with its own name and with the options of all verbs, as on its own page.
+fn with_globals(dlock: &Command, verb: &str) -> Command {
+    let found = dlock.find_subcommand(verb).expect("it has a page").clone();
+    let globals = dlock.get_arguments().filter(|arg| arg.is_global_set()).cloned();
+    let name = format!("dlock-{verb}");
+    found.name(name).args(globals)
+}
+
+fn section(name: &str) -> Roff {
+    let mut roff = Roff::new();
+    roff.control("SH", [name]);
+    roff
+}
+
+fn list(name: &str, rows: &[(&str, &str)]) -> Roff {
+    let mut roff = section(name);
+    for (term, words) in rows {
+        roff.control("TP", []).text([bold(*term)]).text([roman(*words)]);
+    }
+    roff
+}
+
+fn see_also(verb: Option<&str>) -> String {
+    let pages = [None, Some("run"), Some("status"), Some("unlock"), Some("fence")];
+    let name = |page: Option<&str>| page.map_or_else(|| "dlock(1)".into(), |verb| format!("dlock-{verb}(1)"));
+    let others = pages.into_iter().filter(|page| *page != verb).map(name);
+    others.chain(["flock(1)".into(), "timeout(1)".into()]).collect::<Vec<_>>().join(", ")
+}

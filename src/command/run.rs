@@ -1,0 +1,212 @@
+//! `dlock run`: the life of a run, from the arguments to the exit code.
+
+use std::ffi::OsString;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
+use super::words;
+use crate::child::{Guardian, Outcome, Policy, Verdict};
+use crate::cli;
+use crate::config::{Held, RunPlan, Settings};
+use crate::event::{Event, Status};
+use crate::exit::{Code, Ending, Failure};
+use crate::holder::{self, Acquired, Lease};
+use crate::model::{self, Ask, Hold, Patience, Refusal, Released};
+use crate::signal;
+use crate::store::Store;
+
+/// How long the sign of life of one who waits is good.
+const SIGN_OF_LIFE: std::time::Duration = std::time::Duration::from_secs(15);
+
+/// Holds a key while a command runs.
+pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure> {
+    let settings = Settings::read(global)?;
+    let plan = RunPlan::read(run, &settings)?;
+    let held = Held::read()?;
+
+    // The guardian comes first, while there is one thread only.
+    let guardian = Guardian::fork(&plan.program, plan.policy).map_err(|error| Failure::os("cannot fork", error))?;
+    let Some(guardian) = guardian else { return Ok(Ending::OK) };
+
+    let (sender, events) = mpsc::channel();
+    signal::listen(&sender).map_err(|error| Failure::os("cannot catch signals", error))?;
+    let store = super::open(&settings)?;
+    if !store.capabilities().allow(plan.mode) {
+        let words = format!("{} cannot hold a key as {}", store.describe(), plan.mode);
+        return Err(Failure::new(Code::Config, words));
+    }
+    let ask = ask(&plan, &held, store.identity())?;
+    let acquired = holder::acquire(&store, &plan.key, &ask, plan.limits, (&sender, &events))?;
+    match acquired {
+        Acquired::Lease(lease) => attend(&plan, &settings, held, &guardian, lease, &*store, (&sender, &events)),
+        Acquired::Busy(holders, waiting) => Ok(busy(&plan, &settings, &*store, &holders, waiting)),
+        Acquired::Refused(refusal) => Ok(refused(&plan, refusal)),
+        Acquired::Signal(signal) => Ok(Ending::Signal(signal as i32)),
+    }
+}
+
+fn ask(plan: &RunPlan, held: &Held, store: &str) -> Result<Ask, Failure> {
+    let level = holder::new_lease_id().map_err(|error| Failure::os("cannot make a lease id", error))?;
+    let patience = match plan.limits.wait {
+        Some(wait) if wait.is_zero() => Patience::None,
+        // Whoever compares wants to know at once.
+        _ if plan.if_fence.is_some() => Patience::None,
+        _ => Patience::SignOfLife(SIGN_OF_LIFE),
+    };
+    Ok(Ask {
+        lease: held.lease(store, &plan.key).unwrap_or(level),
+        level,
+        mode: plan.mode,
+        ttl: Some(plan.ttl),
+        patience,
+        if_fence: plan.if_fence,
+        min_hold: plan.min_hold,
+        max_reentry: plan.max_reentry,
+        attended: true,
+        info: plan.info.clone(),
+    })
+}
+
+/// The key is ours: starts the command, looks after it, gives the key back.
+fn attend(
+    plan: &RunPlan,
+    settings: &Settings,
+    held: Held,
+    guardian: &Guardian,
+    lease: Lease,
+    store: &dyn Store,
+    (sender, events): (&Sender<Event>, &Receiver<Event>),
+) -> Result<Ending, Failure> {
+    let key = &plan.key;
+    // A signal that came meanwhile means: do not start it.
+    for event in events.try_iter() {
+        if let Event::Signal(signal) = event
+            && !matches!(signal, Signal::SIGWINCH | Signal::SIGCONT | Signal::SIGTSTP)
+        {
+            give_back(key, lease, None);
+            return Ok(Ending::Signal(signal as i32));
+        }
+    }
+    let env = vec![
+        ("DLOCK_KEY".into(), OsString::from(key.as_str())),
+        ("DLOCK_LEASE".into(), lease.id().secret().into()),
+        ("DLOCK_FENCE".into(), lease.fence().to_string().into()),
+        (Held::VARIABLE.into(), held.with(store.identity(), key, lease.id()).into()),
+        (settings.handed_on.0.into(), settings.handed_on.1.clone()),
+    ];
+    let started = lease.sign_of_life().map_err(Failure::from).and_then(|sign| {
+        let started = guardian.start(env, sign.as_ref(), lease.deadline(), sender);
+        let kept = started.and_then(|()| lease.keep(plan.beat, plan.policy.kill_after, sender));
+        kept.map_err(|error| Failure::os("cannot start the command", error))
+    });
+    if let Err(failure) = started {
+        // Nothing of the command is left: without us, its guardian ends it.
+        give_back(key, lease, None);
+        return Err(failure);
+    }
+    let outcome = guardian.supervise(events, |verdict| announce(plan, verdict));
+    let ending = match outcome.status {
+        Some(Status::Exited(code)) => model::Ending { exit: Some(code), signal: None },
+        Some(Status::Killed(number)) => model::Ending { exit: None, signal: Some(number) },
+        None => model::Ending::default(),
+    };
+    let yours = give_back(key, lease, Some(ending));
+    Ok(conclude(plan, outcome, yours))
+}
+
+/// Gives the lease back; whether it was still ours.
+fn give_back(key: &model::Key, lease: Lease, ending: Option<model::Ending>) -> bool {
+    match lease.release(ending) {
+        Ok(released) => released != Released::NotYours,
+        Err(error) => {
+            log::warn!("cannot give '{key}' back: {error}");
+            true
+        }
+    }
+}
+
+fn announce(plan: &RunPlan, verdict: &Verdict) {
+    let key = &plan.key;
+    let Policy { stop_when_lost, max_run, .. } = plan.policy;
+    match verdict {
+        Verdict::Lost(why) if stop_when_lost => log::error!("lost '{key}': {why}; stopping the command"),
+        Verdict::Lost(why) => log::error!("lost '{key}': {why}; the command goes on without it"),
+        Verdict::Revoked => log::error!("'{key}' was unlocked by force; stopping the command"),
+        Verdict::MaxRun => {
+            let limit = words::span(max_run.unwrap_or_default());
+            log::error!("'{key}': the command ran for {limit}; stopping it");
+        }
+    }
+}
+
+fn conclude(plan: &RunPlan, outcome: Outcome, yours: bool) -> Ending {
+    if outcome.orphaned {
+        log::error!("'{}': the guardian was killed, and the command with it", plan.key);
+    }
+    match outcome.verdict {
+        Some(Verdict::Lost(_) | Verdict::Revoked) => return Code::Lost.into(),
+        _ if !yours => {
+            log::error!("lost '{}' while the command ran: it was not ours any more at the end", plan.key);
+            return Code::Lost.into();
+        }
+        Some(Verdict::MaxRun) => return Code::MaxRun.into(),
+        None => {}
+    }
+    match (outcome.failed, outcome.status) {
+        (Some(errno), _) => not_started(plan, Errno::from_raw(errno)).into(),
+        (None, Some(Status::Exited(code))) => Ending::Code(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
+        (None, Some(Status::Killed(number))) => Ending::Signal(number),
+        (None, None) => Ending::Signal(Signal::SIGKILL as i32),
+    }
+}
+
+fn not_started(plan: &RunPlan, errno: Errno) -> Code {
+    let name = plan.program.name.to_string_lossy();
+    let why = errno.desc().to_lowercase();
+    match errno {
+        Errno::ENOENT | Errno::ENOTDIR => {
+            log::error!("cannot find the command '{name}': {why}");
+            Code::NotFound
+        }
+        Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE => {
+            log::error!("cannot start '{name}': {why}");
+            Code::Os
+        }
+        _ => {
+            log::error!("cannot execute '{name}': {why}");
+            Code::CannotExecute
+        }
+    }
+}
+
+fn busy(plan: &RunPlan, settings: &Settings, store: &dyn Store, holders: &[Hold], waiting: usize) -> Ending {
+    let gave_up = match plan.limits.wait {
+        Some(wait) if !wait.is_zero() && plan.if_fence.is_none() => format!("; gave up after {}", words::span(wait)),
+        _ => String::new(),
+    };
+    let taken = words::taken(&plan.key, holders, waiting);
+    log::warn!("{taken}{}{gave_up}", words::place(settings, store));
+    Ending::Code(plan.conflict)
+}
+
+fn refused(plan: &RunPlan, refusal: Refusal) -> Ending {
+    let key = &plan.key;
+    match refusal {
+        Refusal::Fence(fence) => {
+            let expected = plan.if_fence.unwrap_or_default();
+            log::warn!("'{key}' has fence {fence} and not {expected}: somebody has held it since");
+        }
+        Refusal::TooDeep(0) => log::warn!("'{key}' is held by this very job, and may not be entered again"),
+        Refusal::TooDeep(limit) => log::warn!("'{key}' may be entered again at most {limit} deep"),
+        Refusal::Narrower(mode) => {
+            log::warn!("'{key}' is held by this very job as {mode}, and cannot be entered as {}", plan.mode);
+        }
+        Refusal::Lost => {
+            log::error!("'{key}' is not held any more by the run around this one; unset DLOCK_HELD to start afresh");
+            return Code::Lost.into();
+        }
+    }
+    Ending::Code(plan.conflict)
+}

@@ -1,0 +1,143 @@
+//! `dlock status`: who holds what, since when, and who waits.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use super::words;
+use crate::cli;
+use crate::config::{self, Settings};
+use crate::exit::{Ending, Failure};
+use crate::model::{Hold, Info, Key, Mode, Record, Stamp, Waiter};
+use crate::output;
+
+/// The version of the JSON. Names in it stay as they are.
+const SCHEMA: u32 = 1;
+
+/// Shows keys; exits 0 if any of them is held, else 1.
+pub(super) fn status(status: &cli::Status, settings: &Settings) -> Result<Ending, Failure> {
+    let named: Vec<Key> = status.keys.iter().map(|key| config::key(key)).collect::<Result<_, _>>()?;
+    let store = super::open(settings)?;
+    let keys = if named.is_empty() { store.list()? } else { named.clone() };
+    let prefix = status.prefix.as_deref().unwrap_or_default();
+    let mut records = Vec::new();
+    for key in keys.into_iter().filter(|key| key.as_str().starts_with(prefix)) {
+        let record = store.inspect(&key)?.unwrap_or_else(|| Record::new(key));
+        let shown = status.all || !named.is_empty() || !record.holders.is_empty() || !record.queue.is_empty();
+        records.extend(shown.then_some(record));
+    }
+    let held = records.iter().any(|record| !record.holders.is_empty());
+    if status.json {
+        let keys: Vec<Value> = records.iter().map(key_json).collect();
+        let report = json!({ "schema": SCHEMA, "store": store.identity(), "keys": keys });
+        super::print(&format!("{report:#}\n"))?;
+    } else if records.is_empty() {
+        log::info!("no key is held{}", words::place(settings, &*store));
+    } else {
+        super::print(&table(&records))?;
+    }
+    Ok(if held { Ending::OK } else { Ending::Code(1) })
+}
+
+fn table(records: &[Record]) -> String {
+    let mut rows = vec![["KEY", "STATE", "FOR", "WHO", "LEASE", "FENCE", "WAITING", "NOTE"].map(String::from).to_vec()];
+    for record in records {
+        let key = output::clean(record.key.as_str());
+        let waiting = record.queue.len().to_string();
+        if record.holders.is_empty() {
+            let fence = record.fence.to_string();
+            rows.push(vec![key, "free".into(), "-".into(), "-".into(), "-".into(), fence, waiting, "-".into()]);
+            continue;
+        }
+        for hold in &record.holders {
+            let age = words::span(words::now().since(hold.granted_at));
+            let who = output::clean(&words::who(&hold.info));
+            let note = hold.info.note.as_deref().map_or_else(|| "-".into(), output::clean);
+            let (lease, fence) = (hold.lease.short(), hold.fence.to_string());
+            rows.push(vec![key.clone(), state(hold), age, who, lease, fence, waiting.clone(), note]);
+        }
+    }
+    output::table(&rows)
+}
+
+fn state(hold: &Hold) -> String {
+    match (hold.is_cooling(), hold.revoked) {
+        (true, _) => "cooling".into(),
+        (_, true) => "revoked".into(),
+        _ => hold.mode.to_string(),
+    }
+}
+
+fn key_json(record: &Record) -> Value {
+    let holders: Vec<Value> = record.holders.iter().map(hold_json).collect();
+    let queue: Vec<Value> = record.queue.iter().map(waiter_json).collect();
+    json!({
+        "key": record.key.as_str(),
+        "held": !record.holders.is_empty(),
+        "fence": record.fence.0,
+        "holders": holders,
+        "queue": queue,
+    })
+}
+
+fn hold_json(hold: &Hold) -> Value {
+    let mut object = json!({
+        "lease": hold.lease.short(),
+        "mode": mode(hold.mode),
+        "fence": hold.fence.0,
+        "depth": hold.levels.len(),
+        "since": time(hold.granted_at),
+        "held_ms": millis(words::now().since(hold.granted_at)),
+        "waited_ms": millis(hold.granted_at.since(hold.asked_at)),
+        "until": hold.ends_at().map(time),
+        "hold_until": hold.hold_until.map(time),
+        "cooling": hold.is_cooling(),
+        "revoked": hold.revoked,
+        "attended": hold.attended,
+    });
+    add(&mut object, &info(&hold.info));
+    if let Mode::Slots(size) = hold.mode {
+        add(&mut object, &json!({ "slots": size }));
+    }
+    object
+}
+
+fn waiter_json(waiter: &Waiter) -> Value {
+    let mut object = json!({
+        "lease": waiter.lease.short(),
+        "mode": mode(waiter.mode),
+        "since": time(waiter.asked_at),
+        "waiting_ms": millis(words::now().since(waiter.asked_at)),
+    });
+    add(&mut object, &info(&waiter.info));
+    object
+}
+
+fn info(info: &Info) -> Value {
+    json!({ "host": info.host, "pid": info.pid, "user": info.user, "program": info.program, "note": info.note })
+}
+
+fn add(object: &mut Value, more: &Value) {
+    if let (Some(object), Some(more)) = (object.as_object_mut(), more.as_object()) {
+        object.extend(more.clone());
+    }
+}
+
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Exclusive => "exclusive",
+        Mode::Shared => "shared",
+        Mode::Slots(_) => "slots",
+    }
+}
+
+/// RFC 3339, in UTC.
+fn time(stamp: Stamp) -> String {
+    // The format ends with the year 9999.
+    let latest = Duration::from_secs(253_402_300_799);
+    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_micros(stamp.micros()).min(latest)).to_string()
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

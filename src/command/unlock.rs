@@ -1,0 +1,89 @@
+//! `dlock unlock`: what it showed is what it frees, and nobody who came since.
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use super::words;
+use crate::cli;
+use crate::clock::Moment;
+use crate::config::{self, Settings};
+use crate::exit::{Code, Ending, Failure};
+use crate::model::{Hold, Key, LeaseId};
+use crate::output;
+use crate::store::{Store, Watch};
+
+/// How long a holder may take to stop where its lease has no end: longer than any sensible kill-after.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What `unlock` exits with if the key was free.
+const WAS_FREE: Ending = Ending::Code(1);
+
+/// Frees a key.
+pub(super) fn unlock(unlock: &cli::Unlock, settings: &Settings) -> Result<Ending, Failure> {
+    let key = config::key(&unlock.key)?;
+    let wanted = unlock.lease.as_deref().map(prefix).transpose()?;
+    let wait = unlock.wait.as_ref().map(|text| config::span("--wait", text)).transpose()?;
+    if !unlock.yes && !io::stdin().is_terminal() {
+        return Err(Failure::usage("nobody is there to ask; say '--yes' to unlock without being asked"));
+    }
+    let store = super::open(settings)?;
+    let holders = store.inspect(&key)?.map(|record| record.holders).unwrap_or_default();
+    if holders.is_empty() {
+        log::warn!("'{key}' is free{}", words::place(settings, &*store));
+        return Ok(WAS_FREE);
+    }
+    let meant = |hold: &&Hold| wanted.as_ref().is_none_or(|wanted| hold.lease.secret().starts_with(wanted));
+    let meant: Vec<&Hold> = holders.iter().filter(meant).collect();
+    if meant.is_empty() {
+        log::warn!("{}, by another lease", words::taken(&key, &holders, 0));
+        return Ok(Code::Busy.into());
+    }
+    if !unlock.yes {
+        for hold in &meant {
+            output::say(&format!("{}, lease {}", words::taken(&key, &[(*hold).clone()], 0), hold.lease.short()));
+        }
+        let asked = output::confirm(if unlock.force { "take it away at once?" } else { "stop and unlock it?" });
+        if !asked.map_err(|error| Failure::os("cannot ask", error))? {
+            return Ok(Code::Busy.into());
+        }
+    }
+    let leases: Vec<LeaseId> = meant.iter().map(|hold| hold.lease).collect();
+    let left = meant.iter().filter_map(|hold| hold.ends_at()).map(|end| end.since(words::now())).max();
+    let wait = wait.or(left).unwrap_or(PATIENCE);
+    if store.revoke(&key, &leases, unlock.force)?.told == 0 || await_end(&*store, &key, &leases, wait)? {
+        log::info!("'{key}' was unlocked");
+        return Ok(Ending::OK);
+    }
+    let wait = words::span(wait);
+    log::warn!("'{key}' was told to stop, but is not free after {wait}; '--force' frees it at once");
+    Ok(Code::Busy.into())
+}
+
+/// Waits until none of the leases holds the key; whether that came in time.
+fn await_end(store: &dyn Store, key: &Key, leases: &[LeaseId], wait: Duration) -> Result<bool, Failure> {
+    let until = Moment::now().after(wait);
+    let watch = Watch::Ends(leases.to_vec());
+    loop {
+        let record = store.inspect(key)?;
+        if !record.is_some_and(|record| leases.iter().any(|lease| record.hold(*lease).is_some())) {
+            return Ok(true);
+        }
+        if until.left().is_zero() {
+            return Ok(false);
+        }
+        store.await_change(key, &watch, Some(until.left()))?;
+    }
+}
+
+/// The beginning of a lease id, long enough to name it.
+fn prefix(text: &str) -> Result<String, Failure> {
+    let digits = (LeaseId::SHORT..=32).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if digits {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err(Failure::usage(format!(
+            "'{text}' is no lease id; at least its first {} hex digits are needed",
+            LeaseId::SHORT
+        )))
+    }
+}
