@@ -1,4 +1,5 @@
 //! What was typed. What it means is for [`crate::config`].
+#![expect(clippy::doc_markdown, reason = "these comments are the help texts, which know no Markdown")]
 
 use std::ffi::OsString;
 
@@ -9,8 +10,6 @@ use clap_complete::Shell;
 use crate::exit::Failure;
 
 /// Hold a named lease while a command runs.
-///
-/// Locks live in a store: a directory of this machine unless told otherwise.
 #[derive(Debug, Parser)]
 #[command(
     name = "dlock",

@@ -1,11 +1,11 @@
-//! Time on our side. Local deadlines run on CLOCK_BOOTTIME, which goes on while the machine sleeps: a
+//! Time on our side. Local deadlines run on `CLOCK_BOOTTIME`, which goes on while the machine sleeps: a
 //! lease ends in its store whether we sleep or not.
 
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-/// An instant of CLOCK_BOOTTIME.
+/// An instant of `CLOCK_BOOTTIME`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(Duration);
 
@@ -19,6 +19,9 @@ pub struct Deadline(Moment);
 
 impl Moment {
     /// Now.
+    ///
+    /// # Panics
+    /// On a kernel without `CLOCK_BOOTTIME`, older than any that the Rust library runs on.
     #[must_use]
     pub fn now() -> Self {
         let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has had CLOCK_BOOTTIME since 2.6.39");

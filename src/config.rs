@@ -195,7 +195,7 @@ impl RunPlan {
             key,
             mode,
             ttl,
-            beat: (ttl - kill_after) / 3,
+            beat: ttl.saturating_sub(kill_after) / 3,
             limits: Limits { wait, store: settings.store_timeout },
             conflict: run.conflict_exit_code.unwrap_or(Code::Busy.number()),
             if_fence: run.if_fence.map(Fence),

@@ -66,12 +66,15 @@ pub fn new_lease_id() -> io::Result<LeaseId> {
     Ok(LeaseId::new(bytes))
 }
 
+/// An answer of the store, and when it was asked.
+type Dated = Result<(Answer, Moment), StoreError>;
+
 /// The answer of the thread that waits in line, and whether it is still wanted. The lock is held while a
 /// request is on its way, so whoever does not want the answer any more knows that none will come.
 #[derive(Default)]
 struct Line {
     given_up: bool,
-    answer: Option<Result<(Answer, Moment), StoreError>>,
+    answer: Option<Dated>,
 }
 
 /// Asks for `key` and waits in line for it, until a signal or a limit ends that. Then nothing of it is
@@ -177,12 +180,7 @@ fn wait_in_line(store: &dyn Store, key: &Key, ask: &Ask, patience: Duration, lin
 }
 
 /// Leaves the line; the answer, if it was there already and is one that needs nothing given back.
-fn give_up(
-    store: &Arc<dyn Store>,
-    key: &Key,
-    ask: &Ask,
-    line: &Mutex<Line>,
-) -> Result<Option<Result<(Answer, Moment), StoreError>>, StoreError> {
+fn give_up(store: &Arc<dyn Store>, key: &Key, ask: &Ask, line: &Mutex<Line>) -> Result<Option<Dated>, StoreError> {
     let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
     line.given_up = true;
     if let Some(answer) = line.answer.take() {
@@ -192,12 +190,7 @@ fn give_up(
     Ok(None)
 }
 
-fn conclude(
-    store: &Arc<dyn Store>,
-    key: &Key,
-    ask: &Ask,
-    answer: Result<(Answer, Moment), StoreError>,
-) -> Result<Acquired, StoreError> {
+fn conclude(store: &Arc<dyn Store>, key: &Key, ask: &Ask, answer: Dated) -> Result<Acquired, StoreError> {
     let (answer, asked) = answer?;
     Ok(match answer {
         Answer::Granted(grant) => {
@@ -285,7 +278,11 @@ impl Lease {
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("key", &self.key).field("id", &self.id).field("grant", &self.grant).finish()
+        f.debug_struct("Lease")
+            .field("key", &self.key)
+            .field("id", &self.id)
+            .field("grant", &self.grant)
+            .finish_non_exhaustive()
     }
 }
 

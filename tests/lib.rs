@@ -1,1 +1,4 @@
-//! The tests of dlock as a whole, one file per topic.
+//! The tests of dlock as a whole, one file per topic: real processes, real signals, nothing mocked.
+
+mod run;
+mod support;

@@ -113,7 +113,7 @@ fn attend(
         None => model::Ending::default(),
     };
     let yours = give_back(key, lease, Some(ending));
-    Ok(conclude(plan, outcome, yours))
+    Ok(conclude(plan, &outcome, yours))
 }
 
 /// Gives the lease back; whether it was still ours.
@@ -141,11 +141,11 @@ fn announce(plan: &RunPlan, verdict: &Verdict) {
     }
 }
 
-fn conclude(plan: &RunPlan, outcome: Outcome, yours: bool) -> Ending {
+fn conclude(plan: &RunPlan, outcome: &Outcome, yours: bool) -> Ending {
     if outcome.orphaned {
         log::error!("'{}': the guardian was killed, and the command with it", plan.key);
     }
-    match outcome.verdict {
+    match &outcome.verdict {
         Some(Verdict::Lost(_) | Verdict::Revoked) => return Code::Lost.into(),
         _ if !yours => {
             log::error!("lost '{}' while the command ran: it was not ours any more at the end", plan.key);

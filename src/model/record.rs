@@ -240,6 +240,9 @@ impl Record {
     }
 
     /// Writes a record.
+    ///
+    /// # Panics
+    /// Never: what a record is made of has a form in JSON.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a record has text keys only, so JSON can hold it")

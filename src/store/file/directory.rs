@@ -93,7 +93,7 @@ impl Directory {
             return Err(distrust(&path, &format!("it belongs to uid {}, and we are {us}", stat.st_uid)));
         }
         let kind = fstatfs(&fd).map_err(|error| cannot("look at", &path, &error.into()))?.filesystem_type();
-        if let Some(name) = remote(i64::from(kind.0)) {
+        if let Some(name) = remote(kind.0) {
             let words = format!("{name} does not keep locks when a machine or a daemon fails; use a local directory");
             return Err(distrust(&path, &words));
         }

@@ -270,18 +270,17 @@ impl Register for FileRegister {
         me: Option<LevelId>,
         mut change: impl FnMut(&mut Record, &dyn Clock) -> T,
     ) -> Result<T, StoreError> {
-        let (file, inode) = match self.locked(key, false)? {
-            Some(found) => found,
-            None => {
-                let mut record = Record::new(key.clone());
-                let fresh = record.clone();
-                let now = Stamp::from_micros(u64::try_from(wall_clock()).unwrap_or(0));
-                let answer = change(&mut record, &Untouched(now));
-                if record == fresh {
-                    return Ok(answer);
-                }
-                self.locked(key, true)?.ok_or_else(|| StoreError::new(Trouble::Os, "the key's file cannot be made"))?
+        let (file, inode) = if let Some(found) = self.locked(key, false)? {
+            found
+        } else {
+            let mut record = Record::new(key.clone());
+            let fresh = record.clone();
+            let now = Stamp::from_micros(u64::try_from(wall_clock()).unwrap_or(0));
+            let answer = change(&mut record, &Untouched(now));
+            if record == fresh {
+                return Ok(answer);
             }
+            self.locked(key, true)?.ok_or_else(|| StoreError::new(Trouble::Os, "the key's file cannot be made"))?
         };
         let reading = self.reading(key, &file)?;
         let mut record = reading.record.clone();

@@ -1,0 +1,35 @@
+//! The main job: exit codes, what the command sees, who is told what.
+
+use nix::sys::signal::Signal;
+
+use crate::support::Store;
+
+#[test]
+fn dlock_ends_as_its_command_does() {
+    let store = Store::new();
+    store.run(&["run", "k", "--", "sh", "-c", "exit 7"]).is(7, "", "");
+    store.run(&["run", "k", "--", "sh", "-c", "echo out; echo err >&2"]).is(0, "out\n", "err\n");
+    store.run(&["run", "k", "--", "sh", "-c", "kill -TERM $$"]).died_of(Signal::SIGTERM);
+    store.run(&["run", "k", "--", "sh", "-c", "kill -KILL $$"]).died_of(Signal::SIGKILL);
+}
+
+#[test]
+fn a_command_that_cannot_be_started_gives_the_lease_back() {
+    let store = Store::new();
+    store.run(&["run", "k", "--", "/nonexistent"]).says(127, &["cannot find", "'/nonexistent'"]);
+    store.run(&["run", "-n", "k", "--", "/etc/passwd"]).says(126, &["cannot execute", "'/etc/passwd'"]);
+    store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
+}
+
+#[test]
+fn a_taken_key_is_busy_and_its_holder_is_named() {
+    let store = Store::new();
+    let holder = store.hold("k");
+    let pid = format!("pid {}", holder.pid());
+    store.run(&["run", "-n", "k", "--", "true"]).says(75, &["'k' is held by", &pid]);
+    store.run(&["run", "-w", "0.1", "k", "--", "true"]).says(75, &["gave up after 100ms"]);
+    store.run(&["run", "-n", "-E", "9", "k", "--", "true"]).says(9, &[&pid]);
+    store.run(&["run", "-n", "-E", "0", "-q", "k", "--", "true"]).is(0, "", "");
+    holder.finish().is(0, "", "");
+    store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
+}

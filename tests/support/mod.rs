@@ -1,0 +1,255 @@
+//! What tests stand on: a lock directory of their own, dlock processes that die with the test, and
+//! conditions to wait for.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use assert_cmd::assert::Assert;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// Nothing that a test waits for takes so long, unless it never comes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The binary under test.
+pub(crate) const DLOCK: &str = env!("CARGO_BIN_EXE_dlock");
+
+/// A lock directory of its own.
+pub(crate) struct Store {
+    /// A directory for the test's files; the locks are in `locks` in it.
+    pub(crate) dir: TempDir,
+}
+
+/// How a process ended and what it wrote.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// A process that runs, and is killed with the test.
+pub(crate) struct Running {
+    pub(crate) child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Store {
+    pub(crate) fn new() -> Self {
+        Self { dir: tempfile::tempdir().expect("a directory for the test") }
+    }
+
+    /// A file of the test.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The file that keeps a key whose name needs no encoding.
+    pub(crate) fn key_file(&self, key: &str) -> PathBuf {
+        self.path("locks").join(format!("{key}.lock"))
+    }
+
+    /// A dlock with these arguments, on this store.
+    pub(crate) fn dlock(&self, args: &[&str]) -> Command {
+        let mut command = command(DLOCK);
+        command.args(args).env("DLOCK_STORE", format!("file:{}", self.path("locks").display()));
+        command
+    }
+
+    /// Runs a dlock to its end.
+    pub(crate) fn run(&self, args: &[&str]) -> Done {
+        finish(self.dlock(args).stdin(Stdio::null()))
+    }
+
+    /// A dlock that runs `script` while it holds `key`. Returned once the script has written `ready`.
+    pub(crate) fn holding(&self, key: &str, options: &[&str], script: &str) -> Running {
+        let mut args = vec!["run", key];
+        args.extend(options);
+        args.extend(["--", "sh", "-c", script]);
+        let mut running = Running::start(&mut self.dlock(&args));
+        running.await_line("ready");
+        running
+    }
+
+    /// A dlock that holds `key` until its stdin is closed.
+    pub(crate) fn hold(&self, key: &str) -> Running {
+        self.holding(key, &[], "echo ready; cat >/dev/null")
+    }
+
+    /// `status --json` of a key.
+    pub(crate) fn status(&self, key: &str) -> serde_json::Value {
+        let done = self.run(&["status", "--json", key]);
+        let status: serde_json::Value = serde_json::from_str(&done.stdout).expect("status prints JSON");
+        status["keys"][0].clone()
+    }
+
+    /// Waits until so many wait for a key.
+    pub(crate) fn await_waiting(&self, key: &str, waiting: usize) {
+        wait_for(&format!("{waiting} waiting for {key}"), || {
+            self.status(key)["queue"].as_array().is_some_and(|queue| queue.len() == waiting)
+        });
+    }
+}
+
+/// A command in a clean environment, which is killed when the test ends or is killed.
+#[expect(unsafe_code, reason = "only so can a child be tied to the life of its parent")]
+pub(crate) fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("DLOCK_") {
+            command.env_remove(name);
+        }
+    }
+    // SAFETY: prctl is a plain system call.
+    unsafe { command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(Into::into)) };
+    command
+}
+
+/// Runs a command to its end.
+pub(crate) fn finish(command: &mut Command) -> Done {
+    let output = command.output().expect("the command starts");
+    Done {
+        status: output.status,
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+impl Done {
+    /// Checks code, stdout and stderr at once.
+    #[track_caller]
+    pub(crate) fn is(&self, code: i32, stdout: &str, stderr: &str) {
+        let output = Output {
+            status: self.status,
+            stdout: self.stdout.clone().into_bytes(),
+            stderr: self.stderr.clone().into_bytes(),
+        };
+        Assert::new(output).code(code).stdout(stdout.to_owned()).stderr(stderr.to_owned());
+    }
+
+    /// Checks the code, and that stderr is one line that begins with `dlock: ` and holds all of `words`.
+    #[track_caller]
+    pub(crate) fn says(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.status.code(), Some(code), "{self:#?}");
+        assert!(self.stderr.starts_with("dlock: ") && self.stderr.lines().count() == 1, "{self:#?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "{word:?} is missing: {self:#?}");
+        }
+    }
+
+    /// Checks that it died of a signal.
+    #[track_caller]
+    pub(crate) fn died_of(&self, signal: Signal) {
+        assert_eq!(self.status.signal(), Some(signal as i32), "{self:#?}");
+    }
+}
+
+impl Running {
+    /// Starts a command with pipes on stdin, stdout and stderr.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = pipes.spawn().expect("the command starts");
+        let stdin = child.stdin.take();
+        let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        Self { child, stdin, stdout }
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("it runs");
+    }
+
+    /// Reads lines until one is `line`; the test fails if there is none.
+    #[track_caller]
+    pub(crate) fn await_line(&mut self, line: &str) {
+        while let Some(read) = self.read_line() {
+            if read == line {
+                return;
+            }
+        }
+        let mut stderr = String::new();
+        let _ = self.child.stderr.take().map(|mut pipe| pipe.read_to_string(&mut stderr));
+        panic!("it ended without writing {line:?}: {stderr}");
+    }
+
+    /// The next line that it writes; nothing at the end.
+    pub(crate) fn read_line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        let length = self.stdout.read_line(&mut line).expect("stdout can be read");
+        (length > 0).then(|| line.trim_end_matches('\n').to_owned())
+    }
+
+    /// Writes a line to its stdin.
+    pub(crate) fn write_line(&mut self, line: &str) {
+        writeln!(self.stdin.as_mut().expect("stdin is open"), "{line}").expect("it reads");
+    }
+
+    pub(crate) fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Closes its stdin, and waits for its end.
+    pub(crate) fn finish(mut self) -> Done {
+        self.stdin = None;
+        let mut stdout = String::new();
+        self.stdout.read_to_string(&mut stdout).expect("stdout is text");
+        let output = self.child.wait_with_output().expect("it can be waited for");
+        Done { status: output.status, stdout, stderr: String::from_utf8_lossy(&output.stderr).into_owned() }
+    }
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Waits until a file holds a number, say the pid that a script wrote to it.
+#[track_caller]
+pub(crate) fn await_number(path: &Path) -> i32 {
+    let mut number = None;
+    wait_for(&format!("a number in {}", path.display()), || {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        number = text.strip_suffix('\n').and_then(|text| text.trim().parse().ok());
+        number.is_some()
+    });
+    number.expect("it was waited for")
+}
+
+/// Whether a process is there and no zombie.
+pub(crate) fn is_alive(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// The parent of a process.
+pub(crate) fn parent(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
+/// The only child of a process: for a dlock that runs, its guardian.
+#[track_caller]
+pub(crate) fn child_of(pid: i32) -> i32 {
+    let mut child = None;
+    wait_for(&format!("a child of {pid}"), || {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        child = children.split_whitespace().next().and_then(|child| child.parse().ok());
+        child.is_some()
+    });
+    child.expect("it was waited for")
+}
