@@ -6,7 +6,8 @@ mod supervise;
 mod tree;
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 use std::{io, thread};
@@ -14,7 +15,7 @@ use std::{io, thread};
 use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::prctl;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
 use nix::sys::stat::Mode;
 use nix::sys::wait::WaitPidFlag;
 use nix::unistd::{ForkResult, Pid, dup2_stdin, dup2_stdout};
@@ -46,6 +47,9 @@ pub struct Guardian {
     /// Children that this process had before: whoever became dlock by exec may have had some.
     spared: Vec<Pid>,
     policy: Policy,
+    /// Whether there may be a command that only the guardian can end.
+    at_work: AtomicBool,
+    is_reaped: AtomicBool,
 }
 
 /// How a command ended.
@@ -76,7 +80,10 @@ impl Guardian {
         let flags = SockFlag::SOCK_CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
         match sys::fork()? {
-            ForkResult::Parent { child } => Ok(Some(Self { socket: ours, pid: child, spared, policy })),
+            ForkResult::Parent { child } => {
+                let (at_work, is_reaped) = Default::default();
+                Ok(Some(Self { socket: ours, pid: child, spared, policy, at_work, is_reaped }))
+            }
             ForkResult::Child => {
                 drop(ours);
                 guardian::watch(theirs, program, inherited)?;
@@ -105,6 +112,7 @@ impl Guardian {
             }
             let _ = events.send(Event::Child(ChildEvent::Orphaned));
         })?;
+        self.at_work.store(true, Ordering::Relaxed);
         guardian::send(&self.socket, &self.extend(deadline), None)?;
         guardian::send(&self.socket, &Order::Start(env), sign_of_life)
     }
@@ -147,6 +155,7 @@ impl Guardian {
                         });
                     }
                     Action::Finish => {
+                        self.at_work.store(false, Ordering::Relaxed);
                         let State { verdict, status, failed, .. } = state;
                         return Outcome { status, verdict, failed, orphaned };
                     }
@@ -168,8 +177,24 @@ impl Guardian {
     }
 
     fn kill(&self) {
-        let _ = sys::kill(self.pid, libc::SIGKILL);
-        let _ = sys::wait(Some(self.pid), WaitPidFlag::empty());
+        // A number that was waited for may be somebody else's by now.
+        if !self.is_reaped.swap(true, Ordering::Relaxed) {
+            let _ = sys::kill(self.pid, libc::SIGKILL);
+            let _ = sys::wait(Some(self.pid), WaitPidFlag::empty());
+        }
+    }
+}
+
+impl Drop for Guardian {
+    /// Leaves no process behind: neither the guardian nor, if we fail in the middle, the command's tree,
+    /// which the guardian ends when it sees us go.
+    fn drop(&mut self) {
+        if self.at_work.load(Ordering::Relaxed) {
+            let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+            let _ = sys::wait(Some(self.pid), WaitPidFlag::empty());
+        } else {
+            self.kill();
+        }
     }
 }
 

@@ -169,3 +169,101 @@ impl State {
         matches!(self.phase, Phase::Stopping(_))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Action, Policy, State, Verdict};
+    use crate::clock::{Deadline, Moment};
+    use crate::event::{ChildEvent, Event, Status};
+    use nix::sys::signal::Signal::{SIGINT, SIGTERM, SIGWINCH};
+    use std::time::Duration;
+
+    const KILL_AFTER: Duration = Duration::from_secs(5);
+    const START: Moment = Moment::since_boot(Duration::from_secs(1000));
+
+    fn after(seconds: u64) -> Moment {
+        START.after(Duration::from_secs(seconds))
+    }
+
+    fn state(stop_when_lost: bool, max_run: Option<u64>) -> State {
+        let max_run = max_run.map(Duration::from_secs);
+        State::new(Policy { stop_when_lost, kill_after: KILL_AFTER, max_run }, START)
+    }
+
+    fn lost() -> Event {
+        Event::Lost("gone".into())
+    }
+
+    fn child(event: ChildEvent) -> Event {
+        Event::Child(event)
+    }
+
+    #[test]
+    fn a_passed_signal_starts_no_stopping_however_often_it_comes() {
+        let mut state = state(true, None);
+        for signal in [SIGTERM, SIGINT, SIGTERM, SIGWINCH] {
+            assert_eq!(state.next(START, Event::Signal(signal)), [Action::Pass(signal)]);
+        }
+        assert_eq!(state.due(), None);
+        assert_eq!(state.next(START, child(ChildEvent::Ended(Status::Exited(3)))), [Action::Finish]);
+        assert_eq!((state.status, state.verdict), (Some(Status::Exited(3)), None));
+    }
+
+    #[test]
+    fn a_lost_lease_stops_the_command_and_the_run_is_over_when_its_tree_is_gone() {
+        let mut state = state(true, None);
+        let verdict = Verdict::Lost("gone".into());
+        assert_eq!(state.next(START, lost()), [Action::Announce(verdict.clone()), Action::Stop(KILL_AFTER)]);
+        assert_eq!(state.next(START, lost()), [], "it is told once");
+        assert_eq!(state.next(START, child(ChildEvent::Ended(Status::Exited(0)))), [], "its tree may live");
+        assert_eq!(state.next(START, child(ChildEvent::Gone)), [Action::Finish]);
+        assert_eq!((state.status, state.verdict), (Some(Status::Exited(0)), Some(verdict)));
+    }
+
+    #[test]
+    fn a_lost_lease_that_is_to_be_passed_over_takes_away_the_deadline_and_a_revocation_still_stops() {
+        let mut state = state(false, None);
+        assert_eq!(state.next(START, lost()).last(), Some(&Action::Extend(None)));
+        let late = Event::Renewed(Deadline::of_lease(START, KILL_AFTER));
+        assert_eq!(state.next(START, late), [], "a beat that comes late does not bring the deadline back");
+        assert_eq!(state.next(START, Event::Revoked), [Action::Stop(KILL_AFTER)]);
+    }
+
+    #[test]
+    fn the_time_limit_stops_the_command_and_a_lost_lease_is_the_worse_verdict() {
+        let mut state = state(true, Some(10));
+        assert_eq!(state.due(), Some(after(10)));
+        assert_eq!(state.tick(after(9)), []);
+        assert_eq!(state.tick(after(10)), [Action::Announce(Verdict::MaxRun), Action::Stop(KILL_AFTER)]);
+        assert_eq!(state.next(after(11), Event::Revoked), [Action::Announce(Verdict::Revoked)]);
+        assert_eq!(state.verdict, Some(Verdict::Revoked));
+    }
+
+    #[test]
+    fn who_asks_twice_does_not_wait_for_a_command_that_is_being_stopped() {
+        let mut state = state(true, None);
+        assert_eq!(state.next(START, Event::Signal(SIGINT)), [Action::Pass(SIGINT)]);
+        let _ = state.next(START, Event::Revoked);
+        assert_eq!(state.next(START, Event::Signal(SIGWINCH)), [Action::Pass(SIGWINCH)]);
+        assert_eq!(state.next(START, Event::Signal(SIGINT)), [Action::Kill]);
+    }
+
+    #[test]
+    fn a_guardian_that_is_late_is_replaced_and_one_that_is_dead_at_once() {
+        let mut state = state(true, None);
+        let _ = state.next(START, Event::Revoked);
+        assert_eq!(state.tick(after(5)), [], "the command's own time is not over before that");
+        assert_eq!(state.tick(after(6)), [Action::KillGuardian]);
+        let orphaned = state.next(after(6), child(ChildEvent::Orphaned));
+        assert_eq!(orphaned, [Action::KillOrphans, Action::Finish]);
+    }
+
+    #[test]
+    fn a_missed_deadline_is_a_lost_lease_and_the_guardian_needs_not_be_told() {
+        let mut state = state(true, None);
+        let actions = state.next(START, child(ChildEvent::Expired));
+        assert!(matches!(actions[..], [Action::Announce(Verdict::Lost(_))]), "{actions:?}");
+        let _ = state.next(START, child(ChildEvent::Ended(Status::Killed(9))));
+        assert_eq!(state.next(START, child(ChildEvent::Gone)), [Action::Finish]);
+    }
+}
