@@ -119,8 +119,8 @@ pub struct Run {
     /// Stop the command after DUR and exit 124
     #[arg(long, value_name = "DUR", help_heading = "Command", allow_hyphen_values = true)]
     pub max_run: Option<String>,
-    /// What a lost lease does to the command [default: stop]
-    #[arg(long, value_name = "WHAT", help_heading = "Command")]
+    /// What a lost lease does to the command: stop or continue [default: stop]
+    #[arg(long, value_name = "WHAT", help_heading = "Command", hide_possible_values = true)]
     pub on_lost: Option<OnLost>,
 }
 

@@ -9,9 +9,10 @@
 //! | [`store`] | where leases are kept | model, floor |
 //! | [`holder`] | a lease's life on our side | store, model, floor |
 //! | [`child`] | the command, its guardian, its tree | floor |
-//! | [`exit`] | the table of exit codes | the floor |
+//! | [`exit`] | the table of exit codes | nothing |
 //! | [`output`] | alone in printing | nothing |
-//! | [`cli`], [`config`] | what was typed, and what it means | exit, store, model, floor |
+//! | [`cli`] | what was typed | exit |
+//! | [`config`] | what it means | all but command |
 //! | [`command`] | one file per verb: where a lease meets a child | all |
 
 #[cfg(not(target_os = "linux"))]

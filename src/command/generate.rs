@@ -26,7 +26,7 @@ const DLOCK: Page = Page {
     about: "dlock holds a named lease while a command runs, so that a job runs once at a time. A lease ends when \
             its command ends, and when dlock, the command or the machine dies. Who waits gets the key in the order \
             in which it came. Without a store, keys live in a directory of this machine.",
-    exit: &[("0", "success"), ("64 to 78", "see the page of the verb, and sysexits.h(3head)")],
+    exit: &[("0", "success"), ("others", "see the page of the verb")],
     examples: &[
         ("Run a backup, one at a time", "dlock run backup -- /usr/local/bin/backup"),
         ("Who holds what", "dlock status"),
@@ -89,6 +89,16 @@ const FENCE: Page = Page {
     )],
 };
 
+/// What all verbs but `run`, whose table is whole, can exit with besides.
+const COMMON: [(&str, &str); 6] = [
+    ("64", "bad usage, bad key"),
+    ("69", "the store cannot be reached"),
+    ("71", "the operating system refused"),
+    ("73", "the lock directory cannot be made or trusted"),
+    ("77", "the store refused us"),
+    ("78", "bad configuration, a store URL that cannot be understood"),
+];
+
 const ENVIRONMENT: [(&str, &str); 8] = [
     ("DLOCK_STORE", "the store, unless --store says otherwise"),
     ("DLOCK_STORE_FILE", "a file with the store's URL, so that a password stands in no argument list"),
@@ -135,11 +145,8 @@ pub(super) fn man(verb: Option<&str>) -> Result<String, Failure> {
         if verb.is_none() {
             man.render_subcommands_section(&mut text)?;
         }
-        list("EXIT STATUS", page.exit).to_writer(&mut text)?;
-        if verb.is_some() {
-            let rest = "64 bad usage, 69 store unreachable, 71 the operating system refused, 73 lock directory, 77 store refused, 78 bad configuration.";
-            Roff::new().text([roman(rest)]).to_writer(&mut text)?;
-        }
+        let common = if verb == Some("run") { &[][..] } else { &COMMON[..] };
+        list("EXIT STATUS", &[page.exit, common].concat()).to_writer(&mut text)?;
         list("ENVIRONMENT", &ENVIRONMENT).to_writer(&mut text)?;
         list("FILES", &FILES).to_writer(&mut text)?;
         let mut examples = section("EXAMPLES");
@@ -151,7 +158,10 @@ pub(super) fn man(verb: Option<&str>) -> Result<String, Failure> {
         Ok(text)
     };
     let text = render().map_err(|error| Failure::os("cannot write the page", error))?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    let text = String::from_utf8_lossy(&text);
+    // Each section comes with the same definition of an apostrophe; one is enough.
+    let (definition, rest) = text.split_at(text.find(".TH").unwrap_or(0));
+    Ok(format!("{definition}{}", rest.replace(definition, "")))
 }
 
 /// A verb with its own name and with the options of all verbs, as on its own page.

@@ -253,3 +253,15 @@ pub(crate) fn child_of(pid: i32) -> i32 {
     });
     child.expect("it was waited for")
 }
+
+/// Whether a program that a test needs is there. If not, the test is skipped by name, or fails where
+/// nothing may be skipped.
+pub(crate) fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
+    assert!(found || std::env::var_os("DLOCK_DEMAND_ALL").is_none(), "{program} is not installed");
+    if !found {
+        eprintln!("skipped: {program} is not installed");
+    }
+    found
+}

@@ -1,0 +1,96 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_dlock_global_optspecs
+    string join \n S/store= store-file= store-timeout= q/quiet v/verbose h/help V/version
+end
+
+function __fish_dlock_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_dlock_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_dlock_using_subcommand
+    set -l cmd (__fish_dlock_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c dlock -n "__fish_dlock_needs_command" -s S -l store -d 'Where leases live, say file:DIR (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_needs_command" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_needs_command" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_needs_command" -s q -l quiet -d 'Say nothing but errors'
+complete -c dlock -n "__fish_dlock_needs_command" -s v -l verbose -d 'Say what is going on'
+complete -c dlock -n "__fish_dlock_needs_command" -s h -l help -d 'Print help'
+complete -c dlock -n "__fish_dlock_needs_command" -s V -l version -d 'Print version'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "run" -d 'Hold a key while a command runs'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "status" -d 'Show who holds keys, since when, and who waits'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "unlock" -d 'Take a key away from its holder'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "fence" -d 'Print a key\'s fence (0: never held)'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "completions" -d 'Print a completion script for a shell'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "man" -d 'Print a man page'
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s w -l wait -d 'Wait at most so long [default: as long as it takes]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s E -l conflict-exit-code -d 'Exit with N if the key was not to be had [default: 75]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l if-fence -d 'Take the key only if its fence is still N and nobody holds it' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l slots -d 'Hold it together with at most N-1 others' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l ttl -d 'How long the lease lives unrenewed, at least 500ms [default: 30s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l min-hold -d 'Keep the key taken for at least DUR, even if the command ends sooner' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l max-reentry -d 'How deep the lease may be entered again by runs inside [default: 16]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l note -d 'Shown by status and history (or DLOCK_NOTE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s k -l kill-after -d 'From SIGTERM to SIGKILL [default: 5s, or a third of the ttl if less]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l max-run -d 'Stop the command after DUR and exit 124' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l on-lost -d 'What a lost lease does to the command: stop or continue [default: stop]' -r -f -a "stop\t'It is stopped'
+continue\t'It goes on; dlock still exits 76'"
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s S -l store -d 'Where leases live, say file:DIR (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s n -l nonblock -d 'Give up at once if the key is taken'
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s s -l shared -d 'Hold it together with other shared holders'
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s q -l quiet -d 'Say nothing but errors'
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s v -l verbose -d 'Say what is going on'
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s h -l help -d 'Print help'
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l prefix -d 'Only keys that begin so' -r
+complete -c dlock -n "__fish_dlock_using_subcommand status" -s S -l store -d 'Where leases live, say file:DIR (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l all -d 'Free keys, too'
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l json -d 'As JSON, for programs'
+complete -c dlock -n "__fish_dlock_using_subcommand status" -s q -l quiet -d 'Say nothing but errors'
+complete -c dlock -n "__fish_dlock_using_subcommand status" -s v -l verbose -d 'Say what is going on'
+complete -c dlock -n "__fish_dlock_using_subcommand status" -s h -l help -d 'Print help'
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l lease -d 'Only if this lease holds it: at least the first 8 digits of its id' -r
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s w -l wait -d 'How long the holder may take to stop [default: what is left of its ttl]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s S -l store -d 'Where leases live, say file:DIR (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l force -d 'Do not wait for the holder to stop'
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l yes -d 'Do not ask'
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s q -l quiet -d 'Say nothing but errors'
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s v -l verbose -d 'Say what is going on'
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s h -l help -d 'Print help'
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -s S -l store -d 'Where leases live, say file:DIR (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -s q -l quiet -d 'Say nothing but errors'
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -s v -l verbose -d 'Say what is going on'
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -s h -l help -d 'Print help'
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -s S -l store -d 'Where leases live, say file:DIR (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -s q -l quiet -d 'Say nothing but errors'
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -s v -l verbose -d 'Say what is going on'
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -s h -l help -d 'Print help'
+complete -c dlock -n "__fish_dlock_using_subcommand man" -s S -l store -d 'Where leases live, say file:DIR (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand man" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand man" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand man" -s q -l quiet -d 'Say nothing but errors'
+complete -c dlock -n "__fish_dlock_using_subcommand man" -s v -l verbose -d 'Say what is going on'
+complete -c dlock -n "__fish_dlock_using_subcommand man" -s h -l help -d 'Print help'

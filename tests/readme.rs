@@ -1,0 +1,75 @@
+//! What README.md shows is executed.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::support::{DLOCK, Store, command, finish};
+
+fn readme() -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    fs::read_to_string(path).expect("README.md is there")
+}
+
+/// The blocks of README.md in this language.
+fn blocks(language: &str) -> Vec<String> {
+    let text = readme();
+    let fence = format!("```{language}\n");
+    let after = text.split(&fence).skip(1);
+    after.map(|rest| rest.split("```").next().unwrap_or_default().to_owned()).collect()
+}
+
+/// A shell script in a place of its own, where `dlock` and the jobs of the examples can be found.
+fn run(store: &Store, script: &str) -> crate::support::Done {
+    let bin = store.path("bin");
+    fs::create_dir_all(&bin).expect("a folder for programs");
+    let link = bin.join("dlock");
+    if !link.exists() {
+        std::os::unix::fs::symlink(DLOCK, link).expect("a link to dlock");
+    }
+    for job in ["nightly-report", "fetch"] {
+        fs::write(bin.join(job), "#!/bin/sh\necho ran\n").expect("a job");
+        finish(command("chmod").arg("+x").arg(bin.join(job))).is(0, "", "");
+    }
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut shell = command("sh");
+    shell.args(["-euc", script]).current_dir(store.dir.path());
+    shell.env("PATH", format!("{}:{path}", bin.display())).env("HOME", store.dir.path());
+    shell.env("DLOCK_STORE", format!("file:{}", store.path("locks").display()));
+    finish(&mut shell)
+}
+
+#[test]
+fn the_shell_examples_run_to_their_end() {
+    let blocks = blocks("sh");
+    assert!(blocks.len() >= 6, "README.md has lost its examples");
+    for block in blocks {
+        let done = run(&Store::new(), &block);
+        assert!(done.status.success(), "{block}\n{done:#?}");
+    }
+}
+
+#[test]
+fn the_crontab_lines_run_when_the_key_is_free_and_are_silent_when_it_is_not() {
+    let blocks = blocks("crontab");
+    assert_eq!(blocks.len(), 2);
+    for line in blocks.iter().flat_map(|block| block.lines()) {
+        let job = line.splitn(6, ' ').nth(5).expect("a crontab line has five fields and a command");
+        let store = Store::new();
+        run(&store, job).is(0, "ran\n", "");
+        let key = if job.contains("nightly") { "nightly-report" } else { "fetch" };
+        let _holder = (!job.contains("--min-hold")).then(|| store.hold(key));
+        run(&store, job).is(0, "", "");
+    }
+}
+
+#[test]
+fn exactly_two_commands_set_everything_up() {
+    let text = readme();
+    let setup: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("$ ")).collect();
+    assert_eq!(setup, ["cargo run --release -- run hello -- echo \"the lock is mine\"", "tests/run"]);
+    let ci = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".ci/run");
+    let ci = fs::read_to_string(ci).expect(".ci/run is there");
+    for command in setup {
+        assert!(ci.contains(command), ".ci/run does not run {command}");
+    }
+}
