@@ -24,6 +24,9 @@ const MIN_TTL: Duration = Duration::from_millis(500);
 /// The longest span of time that means anything.
 const MAX_SPAN: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
+/// The longest note. All who wait are kept in one record.
+const MAX_NOTE: usize = 1000;
+
 /// What goes for every verb.
 #[derive(Debug)]
 pub struct Settings {
@@ -191,6 +194,9 @@ impl RunPlan {
         };
         let program_name = Path::new(&program.name).file_name().unwrap_or(&program.name);
         let note = run.note.or_else(|| env::var("DLOCK_NOTE").ok()).filter(|note| !note.is_empty());
+        if note.as_ref().is_some_and(|note| note.len() > MAX_NOTE) {
+            return Err(Failure::usage(format!("a note has at most {MAX_NOTE} bytes")));
+        }
         Ok(Self {
             key,
             mode,

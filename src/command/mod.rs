@@ -8,17 +8,29 @@ mod unlock;
 mod words;
 
 use std::ffi::OsString;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 
 use crate::cli::{self, Asked, Verb};
 use crate::config::{self, Settings};
 use crate::exit::{Code, Ending, Failure};
 use crate::output;
-use crate::store::{self, Store, StoreError, Trouble};
+use crate::store::{self, Intent, Store, StoreError, Trouble};
 
 /// Does what the arguments ask for, and says how to end.
 #[must_use]
 pub fn main(args: &[OsString]) -> Ending {
+    guarded(|| parse_and_perform(args))
+}
+
+/// A bug is one line and a code, too. What was begun is undone on the way: a command is stopped, and the
+/// kernel takes our locks.
+fn guarded(work: impl FnOnce() -> Ending) -> Ending {
+    panic::set_hook(Box::new(|info| output::say(&format!("this is a bug: {info}; please report it"))));
+    panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Code::Bug.into())
+}
+
+fn parse_and_perform(args: &[OsString]) -> Ending {
     let asked = match cli::parse(args) {
         Ok(asked) => asked,
         Err(failure) => {
@@ -56,8 +68,9 @@ fn print(text: &str) -> Result<(), Failure> {
     output::print(text).map_err(|error| Failure::os("cannot write to stdout", error))
 }
 
+/// Opens the store to look at it, or to change what is there.
 fn open(settings: &Settings) -> Result<Arc<dyn Store>, Failure> {
-    store::open(&settings.store).map_err(Failure::from)
+    Ok(store::open(&settings.store, Intent::Look)?)
 }
 
 impl From<StoreError> for Failure {
@@ -70,5 +83,24 @@ impl From<StoreError> for Failure {
             Trouble::Os => Code::Os,
         };
         Self { code, error: error.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::guarded;
+    use crate::exit::{Ending, Failure};
+
+    #[test]
+    fn a_bug_ends_dlock_with_70() {
+        assert_eq!(guarded(|| panic!("a bug made for this test")), Ending::Code(70));
+        assert_eq!(guarded(|| Ending::Code(7)), Ending::Code(7));
+    }
+
+    #[test]
+    fn a_refusal_of_the_operating_system_ends_dlock_with_71_and_its_cause_comes_last() {
+        let failure = Failure::os("cannot fork", std::io::Error::from_raw_os_error(11));
+        assert_eq!(failure.code.number(), 71);
+        assert!(format!("{:#}", failure.error).starts_with("cannot fork: Resource temporarily unavailable"));
     }
 }

@@ -15,7 +15,7 @@ use crate::exit::{Code, Ending, Failure};
 use crate::holder::{self, Acquired, Lease};
 use crate::model::{self, Ask, Hold, Patience, Refusal, Released};
 use crate::signal;
-use crate::store::Store;
+use crate::store::{self, Intent, Store};
 
 /// How long the sign of life of one who waits is good.
 const SIGN_OF_LIFE: std::time::Duration = std::time::Duration::from_secs(15);
@@ -32,7 +32,7 @@ pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure
 
     let (sender, events) = mpsc::channel();
     signal::listen(&sender).map_err(|error| Failure::os("cannot catch signals", error))?;
-    let store = super::open(&settings)?;
+    let store = store::open(&settings.store, Intent::Lock)?;
     if !store.capabilities().allow(plan.mode) {
         let words = format!("{} cannot hold a key as {}", store.describe(), plan.mode);
         return Err(Failure::new(Code::Config, words));

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 pub use file::FileRegister;
 pub use ledger::Ledger;
-pub use registry::{BadUrl, Url, open};
+pub use registry::{BadUrl, Intent, Url, open};
 
 use crate::model::{Answer, Ask, Clock, Ending, Key, LeaseId, LevelId, Mode, Record, Released, Renewed, Unlocked};
 

@@ -39,13 +39,22 @@ impl Url {
     }
 }
 
+/// What a store is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// To take keys: what is missing is made.
+    Lock,
+    /// To look, and to change only what is there.
+    Look,
+}
+
 /// Opens a store. Makes no thread.
 ///
 /// # Errors
 /// [`StoreError`] if it is known at once that the store cannot be used.
-pub fn open(url: &Url) -> Result<Arc<dyn Store>, StoreError> {
+pub fn open(url: &Url, intent: Intent) -> Result<Arc<dyn Store>, StoreError> {
     match url {
-        Url::File(path) => Ok(Arc::new(Ledger::new(FileRegister::open(path)?))),
+        Url::File(path) => Ok(Arc::new(Ledger::new(FileRegister::open(path, intent == Intent::Lock)?))),
     }
 }
 

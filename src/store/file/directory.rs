@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
 use nix::sys::statfs::fstatfs;
 use nix::unistd::{Uid, fchown, fsync, geteuid};
@@ -49,7 +49,8 @@ const REMOTE: [(i64, &str); 13] = [
 /// A directory that was looked at and found good.
 #[derive(Debug)]
 pub(super) struct Directory {
-    fd: OwnedFd,
+    /// Nothing if it is missing.
+    fd: Option<OwnedFd>,
     path: PathBuf,
     owner: u32,
     /// The group that shares it, if one does.
@@ -57,12 +58,13 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Opens the directory, and makes it if it is missing.
-    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+    /// Opens the directory; makes it if it is missing and `create` says so.
+    pub(super) fn open(path: &Path, create: bool) -> Result<Self, StoreError> {
         // A slash at the end would follow a symbolic link.
         let path: PathBuf = path.components().collect();
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let opened = match open(&path, flags, Mode::empty()) {
+            Err(Errno::ENOENT) if !create => return Ok(Self { fd: None, path, owner: 0, group: None }),
             Err(Errno::ENOENT) => {
                 make(&path).map_err(|error| cannot("make", &path, &error))?;
                 open(&path, flags, Mode::empty())
@@ -97,7 +99,7 @@ impl Directory {
             let words = format!("{name} does not keep locks when a machine or a daemon fails; use a local directory");
             return Err(distrust(&path, &words));
         }
-        Ok(Self { fd, path, owner: stat.st_uid, group: shared.then_some(stat.st_gid) })
+        Ok(Self { fd: Some(fd), path, owner: stat.st_uid, group: shared.then_some(stat.st_gid) })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -106,11 +108,12 @@ impl Directory {
 
     /// The file of a key, made if `create`; nothing if there is none.
     pub(super) fn file(&self, key: &Key, create: bool) -> Result<Option<File>, StoreError> {
+        let Some(folder) = &self.fd else { return Ok(None) };
         let name = file_name(key);
         let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         // Never O_CREAT on a file that may exist: fs.protected_regular would refuse another user's.
         loop {
-            match openat(&self.fd, name.as_str(), flags, Mode::empty()) {
+            match openat(folder, name.as_str(), flags, Mode::empty()) {
                 Ok(fd) => return self.checked(fd, &name).map(Some),
                 Err(Errno::ENOENT) if !create => return Ok(None),
                 Err(Errno::ENOENT) => {}
@@ -118,12 +121,8 @@ impl Directory {
                 Err(error) => return Err(cannot("open", &self.path.join(name), &error.into())),
             }
             let mode = if self.group.is_some() { 0o660 } else { 0o600 };
-            match openat(
-                &self.fd,
-                name.as_str(),
-                flags | OFlag::O_CREAT | OFlag::O_EXCL,
-                Mode::from_bits_truncate(mode),
-            ) {
+            match openat(folder, name.as_str(), flags | OFlag::O_CREAT | OFlag::O_EXCL, Mode::from_bits_truncate(mode))
+            {
                 Ok(fd) => {
                     if geteuid().is_root() && self.owner != 0 {
                         // Else the directory's owner could not take this lock any more.
@@ -163,13 +162,14 @@ impl Directory {
 
     /// Whether the file of `key` is still the one with this inode number.
     pub(super) fn still_has(&self, key: &Key, inode: u64) -> bool {
-        let flags = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW;
-        fstatat(&self.fd, file_name(key).as_str(), flags).is_ok_and(|found| found.st_ino == inode)
+        let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+        let found = self.fd.as_ref().map(|folder| fstatat(folder, file_name(key).as_str(), flags));
+        found.is_some_and(|found| found.is_ok_and(|found| found.st_ino == inode))
     }
 
     /// Makes the names in the directory last.
     pub(super) fn sync(&self) -> io::Result<()> {
-        fsync(&self.fd).map_err(Into::into)
+        self.fd.as_ref().map_or(Ok(()), |folder| fsync(folder).map_err(Into::into))
     }
 
     /// The path of a key's file.
@@ -179,7 +179,8 @@ impl Directory {
 
     /// The names of the files that may be keys'.
     pub(super) fn names(&self) -> Result<Vec<OsString>, StoreError> {
-        let entries = std::fs::read_dir(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.fd.as_fd())));
+        let Some(folder) = &self.fd else { return Ok(Vec::new()) };
+        let entries = std::fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd()));
         let entries = entries.and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let entries = entries.map_err(|error| cannot("list", &self.path, &error))?;
         let names = entries.into_iter().map(|entry| entry.file_name());
@@ -189,7 +190,8 @@ impl Directory {
     /// Opens a file by its name, to read it.
     pub(super) fn named(&self, name: &str) -> Result<Option<File>, StoreError> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        match openat(&self.fd, name, flags, Mode::empty()) {
+        let Some(folder) = &self.fd else { return Ok(None) };
+        match openat(folder, name, flags, Mode::empty()) {
             Ok(fd) => self.checked(fd, name).map(Some),
             Err(Errno::ENOENT) => Ok(None),
             Err(error) => Err(cannot("open", &self.path.join(name), &error.into())),

@@ -95,16 +95,15 @@ impl Clock for Untouched {
 }
 
 impl FileRegister {
-    /// The register in `path`, which is made if it is missing.
+    /// The register in `path`, which is made if it is missing and `make` says so; else it has no keys.
     ///
     /// # Errors
     /// If it cannot be made, or not be trusted.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let directory = Directory::open(path)?;
+    pub fn open(path: &Path, make: bool) -> Result<Self, StoreError> {
+        let directory = Directory::open(path, make)?;
         // The same directory may be reached by several paths.
         let canonical = directory.path().canonicalize();
-        let canonical = canonical.map_err(|error| cannot("find", directory.path(), &error))?;
-        let identity = format!("file:{}", canonical.display());
+        let identity = format!("file:{}", canonical.as_deref().unwrap_or(directory.path()).display());
         Ok(Self { directory, identity, boot: OnceLock::new(), signs: Mutex::default(), sleepers: Mutex::default() })
     }
 
