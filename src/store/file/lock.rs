@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -30,6 +31,12 @@ pub(super) fn bytes(ticket: Ticket, role: Role, mode: Mode) -> Range<u64> {
 /// The byte that shows a ticket's place in the queue.
 pub(super) const fn place(ticket: Ticket) -> u64 {
     2 * ticket
+}
+
+/// The same file by an open file description of its own, whose locks end with it. By its name another file
+/// may be found by now.
+pub(super) fn reopen(file: &File) -> io::Result<File> {
+    File::options().read(true).write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// Takes the mutex of a key's file; nothing if another process kept it for longer than `patience`.

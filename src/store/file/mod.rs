@@ -197,16 +197,19 @@ impl FileRegister {
     }
 
     /// Locks the bytes that the record wants of a level, before it is written.
-    fn show_life(&self, key: &Key, inode: u64, level: LevelId, record: &Record) -> Result<Change, StoreError> {
+    fn show_life(
+        &self,
+        key: &Key,
+        (locked, inode): (&File, u64),
+        level: LevelId,
+        record: &Record,
+    ) -> Result<Change, StoreError> {
         let wanted = record.sign_of_life(level).map_or(0..0, |(ticket, role, mode)| lock::bytes(ticket, role, mode));
         let old = guard(&self.signs).remove(&level).filter(|sign| sign.inode == inode);
         let (file, before) = match old {
             Some(sign) => (sign.file, sign.bytes),
             None if wanted.is_empty() => return Ok(Change { sign: None, before: 0..0 }),
-            None => {
-                let file = self.directory.file(key, false)?;
-                (file.ok_or_else(|| StoreError::new(Trouble::Os, "the key's file was deleted"))?, 0..0)
-            }
+            None => (lock::reopen(locked).map_err(|error| self.trouble("open", key, &error))?, 0..0),
         };
         if !wanted.is_empty() && !lock::try_lock(&file, &wanted).map_err(|error| self.trouble("lock", key, &error))? {
             let path = self.directory.path_of(key);
@@ -289,8 +292,8 @@ impl Register for FileRegister {
             return Ok(answer);
         }
         let timed = record.is_timed() || reading.record.is_timed();
-        let life =
-            me.map(|level| self.show_life(key, inode, level, &record).map(|change| (level, change))).transpose()?;
+        let show = |level| self.show_life(key, (&file, inode), level, &record).map(|change| (level, change));
+        let life = me.map(show).transpose()?;
         let silent = life.as_ref().is_some_and(|(_, change)| change.sign.is_some());
         let written = self.write(key, &reading, bytes, timed);
         if let Some((level, change)) = life {

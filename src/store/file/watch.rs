@@ -115,9 +115,8 @@ impl Sleeper {
     pub(super) fn new(file: &File, inode: u64, watch: &Watch) -> io::Result<Self> {
         let woken = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let shared = Arc::new(Shared { asleep: Mutex::default(), woken });
-        // An open file description of its own, whose locks end with it.
-        let file = File::options().read(true).write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-        Ok(Self { inode, watch: watch.clone(), file: Arc::new(file), bell: OnceLock::new(), shared })
+        let file = Arc::new(lock::reopen(file)?);
+        Ok(Self { inode, watch: watch.clone(), file, bell: OnceLock::new(), shared })
     }
 
     /// Sleeps until something of `plan` happens, at most for `limit`.
