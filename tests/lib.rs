@@ -3,5 +3,7 @@
 mod generated;
 mod house;
 mod readme;
+mod reentry;
 mod run;
 mod support;
+mod unlock;

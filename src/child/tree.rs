@@ -21,13 +21,18 @@ pub(super) fn children() -> std::io::Result<Vec<Pid>> {
 /// Sends `signal` to every descendant except `spared` and what descends from those.
 pub(super) fn signal(spared: &[Pid], signal: Signal) {
     let mut names = below("self").unwrap_or_default();
+    let mut found = Vec::new();
+    // All are found before the first one is signalled: the children of one that dies move to us.
     while let Some(name) = names.pop() {
         let Some(pid) = in_our_namespace(name) else { continue };
         if !spared.contains(&pid) {
-            // Gone in between is as good. What we may not signal (a setuid program) is waited for.
-            let _ = sys::kill(pid, signal as i32);
+            found.push(pid);
             names.extend(below(&name.to_string()).unwrap_or_default());
         }
+    }
+    for pid in found {
+        // Gone in between is as good. What we may not signal (a setuid program) is waited for.
+        let _ = sys::kill(pid, signal as i32);
     }
 }
 
