@@ -169,7 +169,7 @@ fn wait_in_line(store: &dyn Store, key: &Key, ask: &Ask, patience: Duration, lin
             Ok(Answer::Queued(_)) => answered = asked,
             Err(error) if error.trouble == Trouble::Unreachable && asked.since(answered) < patience => {
                 drop(line);
-                pause();
+                pause(PAUSE);
             }
             answer => {
                 line.answer = Some(answer.map(|answer| (answer, asked)));
@@ -205,10 +205,11 @@ fn conclude(store: &Arc<dyn Store>, key: &Key, ask: &Ask, answer: Dated) -> Resu
     })
 }
 
-fn pause() {
+/// Leaves a store that erred alone for a random while, so that many do not ask again at once.
+fn pause(at_most: Duration) {
     let mut byte = [0];
     let _ = getrandom::fill(&mut byte);
-    thread::sleep(PAUSE / 2 + PAUSE / 2 * u32::from(byte[0]) / 256);
+    thread::sleep((PAUSE / 2 + PAUSE / 2 * u32::from(byte[0]) / 256).min(at_most));
 }
 
 impl Lease {
@@ -269,7 +270,7 @@ impl Lease {
         let until = Moment::now().after(RELEASE);
         loop {
             match self.store.release(&self.key, self.level, ending) {
-                Err(error) if error.trouble == Trouble::Unreachable && !until.left().is_zero() => pause(),
+                Err(error) if error.trouble == Trouble::Unreachable && !until.left().is_zero() => pause(PAUSE),
                 answer => return answer,
             }
         }
@@ -313,13 +314,14 @@ impl Heart {
                     return self.tell(Event::Lost(format!("{place} does not know this lease any more")));
                 }
                 // Unknown is not lost.
-                Err(_) => pause(),
+                Err(_) => pause(PAUSE),
             }
         }
     }
 
     /// Renews the lease until it is lost.
     fn beat(&self, mut deadline: Deadline) {
+        let stop_at = |deadline: Deadline| deadline.moment().before(self.kill_after);
         let mut answered = deadline.moment().before(self.ttl);
         loop {
             let next = answered.after(self.beat);
@@ -341,13 +343,13 @@ impl Heart {
                     let place = self.store.describe();
                     return self.tell(Event::Lost(format!("{place} does not know this lease any more")));
                 }
-                Err(error) if deadline.moment().before(self.kill_after).left().is_zero() => {
+                Err(error) if stop_at(deadline).left().is_zero() => {
                     let silent =
                         humantime::format_duration(Duration::from_secs(Moment::now().since(answered).as_secs()));
                     let ttl = humantime::format_duration(self.ttl);
                     return self.tell(Event::Lost(format!("no answer for {silent} of a {ttl} lease: {error}")));
                 }
-                Err(_) => pause(),
+                Err(_) => pause(stop_at(deadline).left()),
             }
         }
     }
