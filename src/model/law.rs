@@ -43,7 +43,7 @@ pub struct Ask {
     pub ttl: Option<Duration>,
     /// Whether to wait in line.
     pub patience: Patience,
-    /// Take it only if the fence is still this one and nobody holds the key.
+    /// Take it only if the fence is still this one and nobody holds the key; never wait for that.
     pub if_fence: Option<Fence>,
     /// How long the key stays taken at least.
     pub min_hold: Duration,
@@ -180,7 +180,9 @@ impl Record {
             let waiter = place.map(|place| self.queue.remove(place));
             return Answer::Granted(self.grant(now, ask, waiter.as_ref()));
         }
-        match ask.patience {
+        // The fence changes with whoever comes first in the queue, so to wait for an old one is in vain.
+        let patience = if ask.if_fence.is_some() { Patience::None } else { ask.patience };
+        match patience {
             Patience::None => {
                 self.queue.retain(|waiter| waiter.lease != ask.lease);
                 Answer::Busy(self.holders.clone(), self.queue.len())
