@@ -99,7 +99,7 @@ pub enum Refusal {
     TooDeep(u32),
     /// The lease is held in this mode, which does not contain the one asked for.
     Narrower(Mode),
-    /// The lease to enter again is not held any more.
+    /// The lease to enter again is not held any more, or the level asked for again has ended before the lease.
     Lost,
 }
 
@@ -167,6 +167,10 @@ impl Record {
         }
         if ask.level != ask.lease {
             return self.enter_again(now, ask);
+        }
+        if self.hold(ask.lease).is_some() {
+            // Its first level has ended and other levels or the cooling go on: a late echo of its request.
+            return Answer::Refused(Refusal::Lost);
         }
         if let Some(expected) = ask.if_fence
             && expected != self.fence
