@@ -287,7 +287,8 @@ impl Hold {
     pub fn ends_at(&self) -> Option<Stamp> {
         let last =
             self.levels.iter().map(|level| level.until).try_fold(None, |last, until| until.map(|u| last.max(Some(u))));
-        last.map(|last| last.max(self.hold_until)).unwrap_or_default()
+        // Whoever was asked to give the key back leaves it to the next one, not to cool.
+        last.map(|last| last.max(self.hold_until.filter(|_| !self.revoked))).unwrap_or_default()
     }
 
     pub(super) fn event(&self, kind: EventKind, at: Stamp, span: Duration, ending: Option<Ending>) -> Event {
