@@ -260,7 +260,7 @@ fn info(program: Option<String>, note: Option<String>) -> Info {
     let uid = geteuid();
     let user = User::from_uid(uid).ok().flatten().map_or_else(|| format!("uid {uid}"), |user| user.name);
     let host = gethostname().map_or_else(|_| "?".into(), |host| host.to_string_lossy().into_owned());
-    Info { host, pid: std::process::id(), user, program, note }
+    Info { host, pid: std::process::id(), user, program, note, ..Info::default() }
 }
 
 /// The leases that enclosing runs hold, as they stand in `DLOCK_HELD`: `STORE,KEY,LEASE` each, in

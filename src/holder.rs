@@ -266,10 +266,10 @@ impl Lease {
     ///
     /// # Errors
     /// [`StoreError`] if that could not be done in 2 s.
-    pub fn release(self, ending: Option<Ending>) -> Result<Released, StoreError> {
+    pub fn release(self, ending: Option<&Ending>) -> Result<Released, StoreError> {
         let until = Moment::now().after(RELEASE);
         loop {
-            match self.store.release(&self.key, self.level, ending) {
+            match self.store.release(&self.key, self.level, ending.cloned()) {
                 Err(error) if error.trouble == Trouble::Unreachable && !until.left().is_zero() => pause(PAUSE),
                 answer => return answer,
             }

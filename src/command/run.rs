@@ -108,16 +108,16 @@ fn attend(
     }
     let outcome = guardian.supervise(events, |verdict| announce(plan, verdict));
     let ending = match outcome.status {
-        Some(Status::Exited(code)) => model::Ending { exit: Some(code), signal: None },
-        Some(Status::Killed(number)) => model::Ending { exit: None, signal: Some(number) },
+        Some(Status::Exited(code)) => model::Ending { exit: Some(code), ..model::Ending::default() },
+        Some(Status::Killed(number)) => model::Ending { signal: Some(number), ..model::Ending::default() },
         None => model::Ending::default(),
     };
-    let yours = give_back(key, lease, Some(ending));
+    let yours = give_back(key, lease, Some(&ending));
     Ok(conclude(plan, &outcome, yours))
 }
 
 /// Gives the lease back; whether it was still ours.
-fn give_back(key: &model::Key, lease: Lease, ending: Option<model::Ending>) -> bool {
+fn give_back(key: &model::Key, lease: Lease, ending: Option<&model::Ending>) -> bool {
     match lease.release(ending) {
         Ok(released) => released != Released::NotYours,
         Err(error) => {

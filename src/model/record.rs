@@ -124,10 +124,13 @@ pub struct Info {
     /// What the user wrote about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// What else a newer version of dlock wrote about it.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// How a command ended, as its holder told on release.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
     /// Its exit code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -135,10 +138,13 @@ pub struct Ending {
     /// The number of the signal it died of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
+    /// What else a newer version of dlock told.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// What can happen to a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EventKind {
     /// It was granted.
@@ -153,9 +159,9 @@ pub enum EventKind {
     Evicted,
     /// The time that the key had to stay taken is over.
     Cooled,
-    /// Something that a newer version of dlock knows.
-    #[serde(other)]
-    Other,
+    /// Something that a newer version of dlock knows, by its name there.
+    #[serde(untagged)]
+    Other(String),
 }
 
 /// One thing that happened to a lease.
@@ -181,7 +187,7 @@ pub struct Event {
 }
 
 /// How often things happened since the record was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Grants, re-entries not counted.
     pub grants: u64,
@@ -189,6 +195,8 @@ pub struct Counters {
     pub expiries: u64,
     /// Leases taken from their holder.
     pub evictions: u64,
+    #[serde(flatten)]
+    pub(super) unknown: Unknown,
 }
 
 /// Why bytes are not a record that this version may touch.

@@ -53,7 +53,7 @@ impl<R: Register> Store for Ledger<R> {
     }
 
     fn release(&self, key: &Key, level: LevelId, ending: Option<Ending>) -> Result<Released, StoreError> {
-        self.0.transact(key, Some(level), |record, clock| record.release(clock, level, ending))
+        self.0.transact(key, Some(level), |record, clock| record.release(clock, level, ending.clone()))
     }
 
     fn revoke(&self, key: &Key, leases: &[LeaseId], force: bool) -> Result<Unlocked, StoreError> {
