@@ -3,7 +3,9 @@
 mod generated;
 mod holder;
 mod house;
+mod law;
 mod readme;
+mod record;
 mod reentry;
 mod run;
 mod support;
