@@ -26,7 +26,10 @@ pub fn main(args: &[OsString]) -> Ending {
 /// A bug is one line and a code, too. What was begun is undone on the way: a command is stopped, and the
 /// kernel takes our locks.
 fn guarded(work: impl FnOnce() -> Ending) -> Ending {
-    panic::set_hook(Box::new(|info| output::say(&format!("this is a bug: {info}; please report it"))));
+    panic::set_hook(Box::new(|info| {
+        let words = info.to_string().replace('\n', " ");
+        output::say(&format!("this is a bug: {words}; please report it"));
+    }));
     panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Code::Bug.into())
 }
 
