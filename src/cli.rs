@@ -209,6 +209,9 @@ pub fn parse(args: &[OsString]) -> Result<Asked, Failure> {
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             Ok(Asked::Text(error.render().to_string()))
         }
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Err(Failure::usage("a verb is missing; see 'dlock --help'"))
+        }
         Err(error) => Err(Failure::usage(corrected(args).unwrap_or_else(|| one_line(&error)))),
     }
 }
@@ -244,6 +247,7 @@ fn one_line(error: &clap::Error) -> String {
     let mut paragraphs = text.split("\n\n");
     let said = paragraphs.next().unwrap_or_default();
     let said = said.strip_prefix("error: ").unwrap_or(said);
+    let said = said.replace("subcommand", "verb");
     let said: Vec<&str> = said.lines().map(str::trim).collect();
     let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: ")).map(|tip| format!("; {tip}"));
     let verb = std::env::args().nth(1).filter(|verb| Cli::command().find_subcommand(verb).is_some());

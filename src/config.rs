@@ -17,6 +17,7 @@ use crate::holder::Limits;
 use crate::model::{Fence, Info, Key, LeaseId, Mode};
 use crate::output::Verbosity;
 use crate::store::Url;
+use crate::sys;
 
 /// The shortest ttl: a beat must be longer than the pauses of a loaded machine.
 const MIN_TTL: Duration = Duration::from_millis(500);
@@ -102,7 +103,7 @@ impl Settings {
                 (None, None) => None,
             },
         };
-        let here = env::current_dir().map_err(|error| Failure::os("cannot find the working directory", error))?;
+        let here = env::current_dir().map_err(|error| Failure::os("cannot find the working directory", &error))?;
         let is_default = named.is_none();
         let (store, handed_on) = match named {
             Some((url, None)) => {
@@ -141,8 +142,9 @@ fn url_of(text: &OsStr, here: &Path) -> Result<Url, Failure> {
 
 fn from_file(file: &Path, here: &Path) -> Result<Url, Failure> {
     let text = std::fs::read_to_string(file);
-    let text =
-        text.map_err(|error| config(format!("cannot read the store's URL from '{}': {error}", file.display())))?;
+    let text = text.map_err(|error| {
+        config(format!("cannot read the store's URL from '{}': {}", file.display(), sys::words(&error)))
+    })?;
     let url = text.trim();
     if url.is_empty() || url.lines().count() > 1 {
         return Err(config(format!("'{}' must hold one line, the store's URL", file.display())));

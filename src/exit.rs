@@ -1,6 +1,8 @@
 //! The table of exit codes.
 
-use std::fmt;
+use std::{fmt, io};
+
+use crate::sys;
 
 /// Why dlock exits with a code of its own. The codes are those of sysexits.h where it has one, else those
 /// of timeout(1) and the shells.
@@ -132,8 +134,9 @@ impl Failure {
     }
 
     /// The operating system refused, doing `what`.
-    pub fn os(what: &str, error: impl Into<anyhow::Error>) -> Self {
-        Self { code: Code::Os, error: error.into().context(what.to_owned()) }
+    #[must_use]
+    pub fn os(what: &str, error: &io::Error) -> Self {
+        Self::new(Code::Os, format_args!("{what}: {}", sys::words(error)))
     }
 }
 

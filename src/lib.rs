@@ -9,7 +9,7 @@
 //! | [`store`] | where leases are kept | model, floor |
 //! | [`holder`] | a lease's life on our side | store, model, floor |
 //! | [`child`] | the command, its guardian, its tree | floor |
-//! | [`exit`] | the table of exit codes | nothing |
+//! | [`exit`] | the table of exit codes | the floor |
 //! | [`output`] | alone in printing | nothing |
 //! | [`cli`] | what was typed | exit |
 //! | [`config`] | what it means | all but command |

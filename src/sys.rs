@@ -42,6 +42,13 @@ fn disposition(signal: libc::c_int) -> usize {
     now.sa_sigaction
 }
 
+/// What the operating system says, as the end of a sentence.
+#[must_use]
+pub fn words(error: &io::Error) -> String {
+    let known = error.raw_os_error().map(|code| Errno::from_raw(code).desc().to_lowercase());
+    known.unwrap_or_else(|| error.to_string())
+}
+
 /// Whether a signal is ignored in this process.
 #[must_use]
 pub fn is_ignored(signal: Signal) -> bool {

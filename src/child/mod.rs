@@ -73,7 +73,7 @@ impl Guardian {
     /// What the operating system says; also if `/proc` does not show who descends from whom.
     pub fn fork(program: &Program, policy: Policy) -> io::Result<Option<Self>> {
         let spared = tree::children().map_err(|error| {
-            io::Error::new(error.kind(), format!("/proc does not list the children of a process: {error}"))
+            io::Error::other(format!("/proc does not list the children of a process: {}", sys::words(&error)))
         })?;
         prctl::set_child_subreaper(true)?;
         let inherited = Inherited::note()?;

@@ -157,7 +157,7 @@ pub(super) fn man(verb: Option<&str>) -> Result<String, Failure> {
         section("SEE ALSO").text([roman(see_also(verb))]).to_writer(&mut text)?;
         Ok(text)
     };
-    let text = render().map_err(|error| Failure::os("cannot write the page", error))?;
+    let text = render().map_err(|error| Failure::os("cannot write the page", &error))?;
     let text = String::from_utf8_lossy(&text);
     // Each section comes with the same definition of an apostrophe; one is enough.
     let (definition, rest) = text.split_at(text.find(".TH").unwrap_or(0));

@@ -27,11 +27,12 @@ pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure
     let held = Held::read()?;
 
     // The guardian comes first, while there is one thread only.
-    let guardian = Guardian::fork(&plan.program, plan.policy).map_err(|error| Failure::os("cannot fork", error))?;
+    let guardian =
+        Guardian::fork(&plan.program, plan.policy).map_err(|error| Failure::os("cannot start the guardian", &error))?;
     let Some(guardian) = guardian else { return Ok(Ending::OK) };
 
     let (sender, events) = mpsc::channel();
-    signal::listen(&sender).map_err(|error| Failure::os("cannot catch signals", error))?;
+    signal::listen(&sender).map_err(|error| Failure::os("cannot catch signals", &error))?;
     let store = store::open(&settings.store, Intent::Lock)?;
     if !store.capabilities().allow(plan.mode) {
         let words = format!("{} cannot hold a key as {}", store.describe(), plan.mode);
@@ -48,7 +49,7 @@ pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure
 }
 
 fn ask(plan: &RunPlan, held: &Held, store: &str) -> Result<Ask, Failure> {
-    let level = holder::new_lease_id().map_err(|error| Failure::os("cannot make a lease id", error))?;
+    let level = holder::new_lease_id().map_err(|error| Failure::os("cannot make a lease id", &error))?;
     let patience = match plan.limits.wait {
         Some(wait) if wait.is_zero() => Patience::None,
         // Whoever compares wants to know at once.
@@ -99,7 +100,7 @@ fn attend(
     let started = lease.sign_of_life().map_err(Failure::from).and_then(|sign| {
         let started = guardian.start(env, sign.as_ref(), lease.deadline(), sender);
         let kept = started.and_then(|()| lease.keep(plan.beat, plan.policy.kill_after, sender));
-        kept.map_err(|error| Failure::os("cannot start the command", error))
+        kept.map_err(|error| Failure::os("cannot start the command", &error))
     });
     if let Err(failure) = started {
         // Nothing of the command is left: without us, its guardian ends it.

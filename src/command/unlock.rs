@@ -43,7 +43,7 @@ pub(super) fn unlock(unlock: &cli::Unlock, settings: &Settings) -> Result<Ending
             output::say(&format!("{}, lease {}", words::taken(&key, &[(*hold).clone()], 0), hold.lease.short()));
         }
         let asked = output::confirm(if unlock.force { "take it away at once?" } else { "stop and unlock it?" });
-        if !asked.map_err(|error| Failure::os("cannot ask", error))? {
+        if !asked.map_err(|error| Failure::os("cannot ask", &error))? {
             return Ok(Code::Busy.into());
         }
     }

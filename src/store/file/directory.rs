@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::model::Key;
 use crate::store::{StoreError, Trouble};
+use crate::sys;
 
 /// What ends the name of a key's file.
 const SUFFIX: &str = ".lock";
@@ -242,8 +243,7 @@ pub(super) fn cannot(what: &str, path: &Path, error: &io::Error) -> StoreError {
     let code = error.raw_os_error();
     let trouble =
         if machine.iter().any(|known| Some(*known as i32) == code) { Trouble::Os } else { Trouble::Untrusted };
-    let words = code.map_or_else(|| error.to_string(), |code| Errno::from_raw(code).desc().to_lowercase());
-    StoreError::new(trouble, format!("cannot {what} '{}': {words}", path.display()))
+    StoreError::new(trouble, format!("cannot {what} '{}': {}", path.display(), sys::words(error)))
 }
 
 #[cfg(test)]
