@@ -1,5 +1,6 @@
 //! The tests of dlock as a whole, one file per topic: real processes, real signals, nothing mocked.
 
+mod contention;
 mod generated;
 mod holder;
 mod house;
@@ -10,3 +11,4 @@ mod reentry;
 mod run;
 mod support;
 mod unlock;
+mod waiting;

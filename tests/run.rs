@@ -1,8 +1,10 @@
 //! The main job: exit codes, what the command sees, who is told what.
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use crate::support::Store;
+use crate::support::activity::at_rest;
+use crate::support::{Store, child_of, is_alive, wait_for};
 
 #[test]
 fn dlock_ends_as_its_command_does() {
@@ -32,4 +34,22 @@ fn a_taken_key_is_busy_and_its_holder_is_named() {
     store.run(&["run", "-n", "-E", "0", "-q", "k", "--", "true"]).is(0, "", "");
     holder.finish().is(0, "", "");
     store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
+}
+
+#[test]
+fn a_signal_that_came_too_late_for_the_command_does_not_hide_how_it_ended() {
+    let store = Store::new();
+    let run = store.holding("k", &[], "echo ready; cat");
+    let guardian = child_of(run.pid().as_raw());
+    let command = child_of(guardian);
+    // The guardian finds both at once: the end of the command, and a signal to pass to it.
+    kill(Pid::from_raw(guardian), Signal::SIGSTOP).expect("it is there");
+    kill(Pid::from_raw(command), Signal::SIGUSR2).expect("it is there");
+    wait_for("the end of the command", || !is_alive(command));
+    run.signal(Signal::SIGUSR1);
+    at_rest(&[run.pid().as_raw()]);
+    kill(Pid::from_raw(guardian), Signal::SIGCONT).expect("it is there");
+    let done = run.finish();
+    done.died_of(Signal::SIGUSR2);
+    assert_eq!(done.stderr, "");
 }

@@ -73,8 +73,8 @@ pub(super) fn receive<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Optio
                 });
                 break (message.bytes, fd);
             }
-            Err(Errno::EINTR) => {}
-            Err(Errno::ECONNRESET) => return Ok(None),
+            // Said once, before what is left to read, if the other end went without reading all of ours.
+            Err(Errno::EINTR | Errno::ECONNRESET) => {}
             Err(error) => return Err(error.into()),
         }
     };

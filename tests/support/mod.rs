@@ -1,6 +1,9 @@
 //! What tests stand on: a lock directory of their own, dlock processes that die with the test, and
 //! conditions to wait for.
 
+pub(crate) mod activity;
+pub(crate) mod journal;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -10,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use assert_cmd::assert::Assert;
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
@@ -99,7 +102,7 @@ impl Store {
 }
 
 /// A command in a clean environment, which is killed when the test ends or is killed.
-#[expect(unsafe_code, reason = "only so can a child be tied to the life of its parent")]
+#[expect(unsafe_code, reason = "only so can a child be tied to the life of its parent and hear all signals")]
 pub(crate) fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
@@ -107,8 +110,16 @@ pub(crate) fn command(program: &str) -> Command {
             command.env_remove(name);
         }
     }
-    // SAFETY: prctl is a plain system call.
-    unsafe { command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(Into::into)) };
+    let prepare = || {
+        // A shell that runs the tests in its background has these ignored, and so would dlock.
+        for heard in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
+            // SAFETY: no handler is set that could do harm.
+            unsafe { signal(heard, SigHandler::SigDfl) }?;
+        }
+        set_pdeathsig(Signal::SIGKILL).map_err(Into::into)
+    };
+    // SAFETY: signal and prctl are plain system calls.
+    unsafe { command.pre_exec(prepare) };
     command
 }
 
