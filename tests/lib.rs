@@ -1,14 +1,14 @@
 //! The tests of dlock as a whole, one file per topic: real processes, real signals, nothing mocked.
 
-mod contention;
 mod generated;
 mod holder;
 mod house;
+mod input;
 mod law;
 mod readme;
 mod record;
 mod reentry;
 mod run;
+mod status;
 mod support;
 mod unlock;
-mod waiting;

@@ -1,0 +1,92 @@
+//! What status tells people and programs.
+
+use crate::support::{Running, Store};
+
+#[test]
+fn json_has_all_that_is_known_in_the_order_of_the_queue() {
+    let store = Store::new();
+    let holder = store.holding("k", &["--note", "the note", "--ttl", "1h"], "echo ready; cat >/dev/null");
+    let mut waiters = Vec::new();
+    for place in 1..=3 {
+        let note = format!("number {place}");
+        waiters.push(Running::start(&mut store.dlock(&["run", "--note", &note, "k", "--", "true"])));
+        store.await_waiting("k", place);
+    }
+    let done = store.run(&["status", "--json", "k"]);
+    assert_eq!(done.status.code(), Some(0));
+    let status: serde_json::Value = serde_json::from_str(&done.stdout).expect("it is JSON");
+    assert_eq!(status["schema"], 1);
+    let key = &status["keys"][0];
+    let hold = &key["holders"][0];
+    assert_eq!((&key["key"], &key["held"]), (&"k".into(), &true.into()));
+    assert_eq!((&hold["mode"], &hold["depth"], &hold["revoked"]), (&"exclusive".into(), &1.into(), &false.into()));
+    assert_eq!((&hold["note"], &hold["program"]), (&"the note".into(), &"sh".into()));
+    assert_eq!(hold["pid"], holder.child.id());
+    assert_eq!(hold["fence"], key["fence"]);
+    let since = hold["since"].as_str().expect("a time");
+    assert!(humantime::parse_rfc3339(since).is_ok() && since.ends_with('Z'), "{since}");
+    assert!(hold["held_ms"].is_u64() && hold["waited_ms"].is_u64());
+    assert_eq!(hold["lease"].as_str().map(str::len), Some(8), "a lease id is a secret");
+    let notes: Vec<&str> =
+        key["queue"].as_array().expect("a queue").iter().filter_map(|w| w["note"].as_str()).collect();
+    assert_eq!(notes, ["number 1", "number 2", "number 3"]);
+    holder.finish().is(0, "", "");
+    for waiter in waiters {
+        waiter.finish().is(0, "", "");
+    }
+}
+
+#[test]
+fn only_held_keys_are_shown_unless_all_are_asked_for() {
+    let store = Store::new();
+    store.run(&["run", "app/free", "--", "true"]).is(0, "", "");
+    store.run(&["status"]).is(1, "", "");
+    let _one = store.hold("app/one");
+    let _two = store.hold("web/two");
+    let shown = |args: &[&str]| {
+        let done = store.run(args);
+        let keys = done.stdout.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(String::from);
+        (done.status.code(), keys.collect::<Vec<_>>())
+    };
+    let strings = |keys: &[&str]| keys.iter().copied().map(String::from).collect::<Vec<_>>();
+    assert_eq!(shown(&["status"]), (Some(0), strings(&["app/one", "web/two"])));
+    assert_eq!(shown(&["status", "--prefix", "app/"]), (Some(0), strings(&["app/one"])));
+    assert_eq!(shown(&["status", "--prefix", "app/", "--all"]), (Some(0), strings(&["app/free", "app/one"])));
+    assert_eq!(shown(&["status", "app/free"]), (Some(1), strings(&["app/free"])));
+    assert_eq!(shown(&["status", "app/free", "web/two"]), (Some(0), strings(&["app/free", "web/two"])));
+}
+
+#[test]
+fn nothing_that_others_wrote_reaches_the_terminal_raw() {
+    let store = Store::new();
+    let _holder = store.holding("k", &["--note", "\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}"], "echo ready; cat >/dev/null");
+    let shown = store.run(&["status"]).stdout;
+    let busy = store.run(&["run", "-n", "k", "--", "true"]).stderr;
+    for text in [shown, busy] {
+        assert!(text.contains("owned"), "{text:?}");
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control() && c != '\u{202e}'), "{text:?}");
+    }
+}
+
+#[test]
+fn slots_and_shared_holders_are_told_apart() {
+    let store = Store::new();
+    let _reader = store.holding("s", &["-s"], "echo ready; cat >/dev/null");
+    let _slot = store.holding("n", &["--slots", "3"], "echo ready; cat >/dev/null");
+    let (shared, slot) = (store.status("s")["holders"][0].clone(), store.status("n")["holders"][0].clone());
+    assert_eq!(shared["mode"], "shared");
+    assert_eq!((&slot["mode"], &slot["slots"]), (&"slots".into(), &3.into()));
+    let table = store.run(&["status"]).stdout;
+    assert!(table.contains("shared") && table.contains("slot of 3"), "{table}");
+}
+
+#[test]
+fn looking_makes_nothing() {
+    let store = Store::new();
+    store.run(&["status"]).is(1, "", "");
+    store.run(&["fence", "k"]).is(0, "0\n", "");
+    assert!(!store.path("locks").exists());
+    store.run(&["run", "k", "--", "true"]).is(0, "", "");
+    store.run(&["fence", "other"]).is(0, "0\n", "");
+    assert!(!store.key_file("other").exists());
+}
