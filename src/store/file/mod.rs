@@ -34,6 +34,9 @@ use crate::model::{Clock, Key, LevelId, Record, RecordError, Role, Stamp, Ticket
 /// stopped, or the machine is on its knees.
 const MUTEX_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How often a record is read that others keep changing. A change takes longer than a reading.
+const SETTLED_AFTER: u32 = 20;
+
 /// A register in a directory.
 #[derive(Debug)]
 pub struct FileRegister {
@@ -118,8 +121,23 @@ impl FileRegister {
         Ok(*self.boot.get_or_init(|| number.to_be_bytes()))
     }
 
-    fn reading<'a>(&self, key: &Key, file: &'a File) -> Result<Reading<'a>, StoreError> {
-        let content = page::read(file).map_err(|error| self.trouble("read", key, &error))?;
+    /// The record as it is, without the mutex.
+    fn look<'a>(&self, key: &Key, file: &'a File) -> Result<Reading<'a>, StoreError> {
+        let read = || page::read(file).map_err(|error| self.trouble("read", key, &error));
+        // While others write, what is read may be torn, or one slot read before and one after two changes,
+        // so that the newest of them is an old one. Twice the same is neither.
+        let mut content = read()?;
+        for _ in 0..SETTLED_AFTER {
+            let again = read()?;
+            if again == content && content != Content::Damaged {
+                break;
+            }
+            content = again;
+        }
+        self.reading(key, file, content)
+    }
+
+    fn reading<'a>(&self, key: &Key, file: &'a File, content: Content) -> Result<Reading<'a>, StoreError> {
         let page = match content {
             Content::Page(page) => Some(page),
             Content::Empty => None,
@@ -284,7 +302,8 @@ impl Register for FileRegister {
             }
             self.locked(key, true)?.ok_or_else(|| StoreError::new(Trouble::Os, "the key's file cannot be made"))?
         };
-        let reading = self.reading(key, &file)?;
+        let content = page::read(&file).map_err(|error| self.trouble("read", key, &error))?;
+        let reading = self.reading(key, &file, content)?;
         let mut record = reading.record.clone();
         let answer = change(&mut record, &reading);
         let bytes = record.encode();
@@ -311,7 +330,7 @@ impl Register for FileRegister {
 
     fn read(&self, key: &Key) -> Result<Option<Record>, StoreError> {
         let Some(file) = self.directory.file(key, false)? else { return Ok(None) };
-        let reading = self.reading(key, &file)?;
+        let reading = self.look(key, &file)?;
         Ok((reading.generation > 0).then(|| reading.record.clone().seen(&reading)))
     }
 
@@ -344,14 +363,18 @@ impl Register for FileRegister {
             let inode = file.metadata().map_err(|error| self.trouble("look at", key, &error))?.ino();
             let sleeper = self.sleeper(key, &file, inode, watch)?;
             // Read only now that the bell is armed: what happens from here on is heard.
-            let reading = self.reading(key, &file)?;
+            let reading = self.look(key, &file)?;
             let seen = reading.record.clone().seen(&reading);
             let Some(plan) = watch::plan(&seen, reading.now, watch) else { return Ok(()) };
             let left = deadline.map(Moment::left);
             if left.is_some_and(|left| left.is_zero()) {
                 return Ok(());
             }
-            sleeper.sleep(&plan, left).map_err(|error| self.trouble("watch", key, &error))?;
+            let happened = sleeper.sleep(&plan, left).map_err(|error| self.trouble("watch", key, &error))?;
+            if !happened {
+                // An instant has come: it takes an operation to do what is due.
+                return Ok(());
+            }
         }
     }
 

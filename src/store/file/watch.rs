@@ -33,6 +33,10 @@ pub(super) struct Plan {
     at_most: Option<Duration>,
 }
 
+/// How often the third in the queue looks, who sleeps on the first two: if both are frozen, nobody else
+/// would pass them over.
+const LOOKOUT: Duration = Duration::from_secs(10);
+
 /// What to sleep on, given a record as an operation would find it; nothing if it is time to act.
 ///
 /// The first two in the queue look at those who hold the key, the second one at the first one, too: if it
@@ -48,7 +52,8 @@ pub(super) fn plan(record: &Record, now: Stamp, watch: &Watch) -> Option<Plan> {
             }
             let ahead = &record.queue[..at];
             if let [.., far, near] = ahead {
-                return Some(Plan { bytes: vec![place(far.ticket), place(near.ticket)], ..Plan::default() });
+                let bytes = vec![place(far.ticket), place(near.ticket)];
+                return Some(Plan { bytes, at_most: (at == 2).then_some(LOOKOUT), ..Plan::default() });
             }
             let in_the_way: Vec<&Hold> = record.holders.iter().filter(|hold| blocks(hold.mode, me.mode)).collect();
             // All slots are alike, and any of them will do; else all must end, so the first one will do.
@@ -119,12 +124,12 @@ impl Sleeper {
         Ok(Self { inode, watch: watch.clone(), file, bell: OnceLock::new(), shared })
     }
 
-    /// Sleeps until something of `plan` happens, at most for `limit`.
-    pub(super) fn sleep(&self, plan: &Plan, limit: Option<Duration>) -> io::Result<()> {
+    /// Sleeps until something of `plan` happens, at most for `limit`; whether anything did.
+    pub(super) fn sleep(&self, plan: &Plan, limit: Option<Duration>) -> io::Result<bool> {
         if plan.bell && self.bell.get().is_none() {
             // What rang before the bell was armed is in the record, which is read again now.
             let _ = self.bell.set(bell(&self.file)?);
-            return Ok(());
+            return Ok(true);
         }
         for byte in &plan.bytes {
             self.put_thread_to_sleep(*byte)?;
@@ -134,16 +139,17 @@ impl Sleeper {
         let at_most = [plan.at_most, limit, without].into_iter().flatten().min();
         let mut fds = vec![PollFd::new(self.shared.woken.as_fd(), PollFlags::POLLIN)];
         fds.extend(bell.map(|bell| PollFd::new(bell.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut fds, timeout(at_most)) {
-            Ok(_) | Err(Errno::EINTR) => {}
+        let happened = match poll(&mut fds, timeout(at_most)) {
+            Ok(happened) => happened > 0,
+            Err(Errno::EINTR) => true,
             Err(error) => return Err(error.into()),
-        }
+        };
         // Whatever they say, the record is read again.
         let _ = self.shared.woken.read();
         if let Some(bell) = bell {
             let _ = bell.read_events();
         }
-        Ok(())
+        Ok(happened)
     }
 
     fn put_thread_to_sleep(&self, byte: u64) -> io::Result<()> {
@@ -167,7 +173,9 @@ impl Sleeper {
 fn bell(file: &File) -> io::Result<Option<Inotify>> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let bell = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK);
-    match bell.and_then(|bell| bell.add_watch(path.as_str(), AddWatchFlags::IN_ATTRIB).map(|_| bell)) {
+    match bell.and_then(|bell| {
+        bell.add_watch(path.as_str(), AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVE_SELF).map(|_| bell)
+    }) {
         Ok(bell) => Ok(Some(bell)),
         Err(Errno::EMFILE | Errno::ENOSPC) => Ok(None),
         Err(error) => Err(error.into()),
