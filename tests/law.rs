@@ -7,7 +7,7 @@ mod world;
 use std::time::Duration;
 
 use dlock::model::{
-    Ask, Fence, Hold, Info, Key, LeaseId, LevelId, Mode, OFFER, Patience, Record, Stamp, Standing, Waiter,
+    Ask, Fence, Hold, Info, Key, LeaseId, LevelId, MAX_EVENTS, Mode, OFFER, Patience, Record, Stamp, Standing, Waiter,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -27,6 +27,13 @@ struct Wish {
     min_hold: Duration,
     max_reentry: u32,
     attended: bool,
+}
+
+impl Default for Wish {
+    fn default() -> Self {
+        let (mode, patience, min_hold) = (Mode::Exclusive, Patience::None, Duration::ZERO);
+        Self { mode, ttl: None, patience, if_fence: None, min_hold, max_reentry: 0, attended: false }
+    }
 }
 
 /// The fence that a wish hopes to find.
@@ -76,10 +83,17 @@ struct Play {
 }
 
 impl Play {
-    fn new(fence: Fence) -> Self {
-        let mut record = Record::new(Key::parse("k").expect("a letter is a key"));
-        record.fence = fence;
-        Self { world: World::new(), record, asks: Default::default(), levels: Vec::new() }
+    /// A key that has been held so many times before, with this fence by now.
+    fn new(past: usize, fence: Fence) -> Self {
+        let record = Record::new(Key::parse("k").expect("a letter is a key"));
+        let mut play = Self { world: World::new(), record, asks: Default::default(), levels: Vec::new() };
+        for _ in 0..past {
+            let ask = play.new_lease(0, &Wish::default());
+            play.record.acquire(&play.world, &ask);
+            play.record.release(&play.world, ask.level, None);
+        }
+        play.record.fence = play.record.fence.max(fence);
+        play
     }
 
     /// Does the step; nothing if it does not ask anything of the record.
@@ -273,11 +287,12 @@ proptest! {
 
     #[test]
     fn every_rule_holds_at_every_moment_and_everyone_who_keeps_asking_gets_the_key(
+        past in prop_oneof![Just(0), Just(MAX_EVENTS / 2)],
         ahead in prop_oneof![Just(Fence(0)), Just(Fence(1_700_000_003_000_000))],
         steps in proptest::collection::vec(step(), 1..80),
         frozen in proptest::collection::vec(any::<bool>(), PROCESSES),
     ) {
-        let mut play = Play::new(ahead);
+        let mut play = Play::new(past, ahead);
         for step in &steps {
             let Some(moment) = play.step(step) else { continue };
             let broken = rules::broken(&moment);
