@@ -13,6 +13,7 @@ use crate::event::Event;
 use crate::model::{
     Answer, Ask, Ending, Fence, Grant, Hold, Key, LeaseId, LevelId, Refusal, Released, Renewed, Standing,
 };
+use crate::signal;
 use crate::store::{Store, StoreError, Trouble, Watch};
 
 /// How long giving a lease back may take. Its ttl frees it if we cannot.
@@ -151,7 +152,7 @@ fn spawn_waiter(
         wait_in_line(&*store, &key, &ask, patience, &line);
         let _ = sender.send(Event::Waited);
     };
-    let spawned = thread::Builder::new().name("line".into()).spawn(wait);
+    let spawned = signal::unheard(|| thread::Builder::new().name("line".into()).spawn(wait));
     spawned.map(drop).map_err(|error| StoreError::new(Trouble::Os, format!("cannot start a thread: {error}")))
 }
 

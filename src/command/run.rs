@@ -32,7 +32,7 @@ pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure
     let Some(guardian) = guardian else { return Ok(Ending::OK) };
 
     let (sender, events) = mpsc::channel();
-    signal::listen(&sender).map_err(|error| Failure::os("cannot catch signals", &error))?;
+    let asked = signal::listen(&sender).map_err(|error| Failure::os("cannot catch signals", &error))?;
     let store = store::open(&settings.store, Intent::Lock)?;
     if !store.capabilities().allow(plan.mode) {
         let words = format!("{} cannot hold a key as {}", store.describe(), plan.mode);
@@ -41,7 +41,14 @@ pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure
     let ask = ask(&plan, &held, store.identity())?;
     let acquired = holder::acquire(&store, &plan.key, &ask, plan.limits, (&sender, &events))?;
     match acquired {
-        Acquired::Lease(lease) => attend(&plan, &settings, held, &guardian, lease, &*store, (&sender, &events)),
+        Acquired::Lease(lease) => {
+            // A signal that came meanwhile means: do not start the command.
+            if let Some(signal) = asked.signal() {
+                give_back(&plan.key, lease, None);
+                return Ok(Ending::Signal(signal as i32));
+            }
+            attend(&plan, &settings, held, &guardian, lease, &*store, (&sender, &events))
+        }
         Acquired::Busy(holders, waiting) => Ok(busy(&plan, &settings, &*store, &holders, waiting)),
         Acquired::Refused(refusal) => Ok(refused(&plan, refusal)),
         Acquired::Signal(signal) => Ok(Ending::Signal(signal as i32)),
@@ -81,15 +88,6 @@ fn attend(
     (sender, events): (&Sender<Event>, &Receiver<Event>),
 ) -> Result<Ending, Failure> {
     let key = &plan.key;
-    // A signal that came meanwhile means: do not start it.
-    for event in events.try_iter() {
-        if let Event::Signal(signal) = event
-            && !matches!(signal, Signal::SIGWINCH | Signal::SIGCONT | Signal::SIGTSTP)
-        {
-            give_back(key, lease, None);
-            return Ok(Ending::Signal(signal as i32));
-        }
-    }
     let env = vec![
         ("DLOCK_KEY".into(), OsString::from(key.as_str())),
         ("DLOCK_LEASE".into(), lease.id().secret().into()),
