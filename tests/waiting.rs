@@ -1,0 +1,353 @@
+//! Waiting in line on the file store: in which order, for how long, and what it costs while nothing
+//! happens.
+
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::activity::{Activity, at_rest, open_files};
+use crate::support::journal::Journal;
+use crate::support::{Running, Store, child_of, wait_for};
+
+/// How long one who could take the key may leave it lying. What takes less time did not wait for that.
+const OFFER: Duration = Duration::from_secs(1);
+
+/// How long a test looks on where nothing may happen: longer than a ttl of `SHORT` and than `OFFER`.
+const STILL: Duration = Duration::from_millis(1500);
+
+/// The shortest ttl.
+const SHORT: [&str; 2] = ["--ttl", "500ms"];
+
+fn names(count: usize) -> Vec<String> {
+    (1..=count).map(|number| format!("w{number}")).collect()
+}
+
+/// Waiters for `k` who came in this order, and stay inside until their stdin is closed.
+fn line_up(store: &Store, journal: &Journal, names: &[String]) -> Vec<Running> {
+    names.iter().map(|name| store.waiting("k", &[], &journal.stay(name))).collect()
+}
+
+#[test]
+fn fifty_waiters_get_the_key_in_the_order_in_which_they_came() {
+    let store = Store::new();
+    let journal = Journal::new(&store);
+    let holder = store.hold("k");
+    let names = names(50);
+    let waiters: Vec<_> = names.iter().map(|name| store.waiting("k", &[], &journal.visit(name, ":"))).collect();
+    holder.finish().is(0, "", "");
+    for waiter in waiters {
+        waiter.finish().is(0, "", "");
+    }
+    assert_eq!(journal.entered(), names);
+    assert_eq!(journal.most_at_once(), 1);
+}
+
+#[test]
+fn each_of_three_hundred_waiters_gets_the_key_and_costs_no_more_than_the_others() {
+    const WAITERS: usize = 300;
+    let store = Store::new();
+    let journal = Journal::new(&store);
+    let holder = store.hold("k");
+    let mut waiters = Vec::new();
+    for number in 0..WAITERS {
+        let script = journal.visit(&format!("{number}"), ":");
+        let mut waiter = store.dlock(&["run", "k", "--", "sh", "-c", &script]);
+        // Pipes to all of them might be more than this process may have open.
+        let waiter = waiter.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("dlock starts");
+        waiters.push(waiter);
+        if waiters.len().is_multiple_of(20) {
+            store.await_waiting("k", waiters.len());
+        }
+    }
+    let queue = store.queue("k");
+    let some = [queue[9], queue[WAITERS - 11]];
+    let [early, late] = &at_rest(&some)[..] else { panic!("two were looked at") };
+    assert_eq!(early.threads(), late.threads());
+    assert_eq!(open_files(some[0]).len(), open_files(some[1]).len());
+    let number = |pid: &i32| waiters.iter().position(|waiter| waiter.id().cast_signed() == *pid);
+    let order: Vec<_> = queue.iter().map(|pid| number(pid).expect("ours").to_string()).collect();
+    holder.finish().is(0, "", "");
+    for mut waiter in waiters {
+        assert!(waiter.wait().expect("it can be waited for").success());
+    }
+    assert_eq!(journal.entered(), order);
+    assert_eq!(journal.most_at_once(), 1);
+}
+
+#[test]
+fn a_hand_over_wakes_two_however_many_wait() {
+    const WAITERS: usize = 24;
+    const HAND_OVERS: usize = 5;
+    let store = Store::new();
+    let journal = Journal::new(&store);
+    let mut holder = store.hold("k");
+    let names = names(WAITERS);
+    let mut waiters = line_up(&store, &journal, &names);
+    let last = waiters[WAITERS - 1].pid().as_raw();
+    let (threads, files) = (at_rest(&[last])[0].threads(), open_files(last).len());
+    for name in &names[..HAND_OVERS] {
+        // The first one takes the key, the second one learns that it is next.
+        let next = waiters.remove(0);
+        let others: Vec<i32> = waiters.iter().map(|waiter| waiter.pid().as_raw()).collect();
+        let before = at_rest(&others);
+        holder.finish().is(0, "", "");
+        journal.await_entry(name);
+        let woken = woken(&before, &at_rest(&others));
+        assert!(woken.is_empty() || woken == [0], "{name} took the key, and these of those behind it woke: {woken:?}");
+        holder = next;
+    }
+    // Who leaves the line is missed by those two only who slept on it.
+    let pids: Vec<i32> = waiters.iter().map(|waiter| waiter.pid().as_raw()).collect();
+    let others = [&pids[..5], &pids[6..]].concat();
+    let before = at_rest(&others);
+    let leaver = waiters.remove(5);
+    leaver.signal(Signal::SIGTERM);
+    leaver.finish().died_of(Signal::SIGTERM);
+    let woken = woken(&before, &at_rest(&others));
+    assert!(woken.iter().all(|at| [5, 6].contains(at)), "the sixth left, and these woke: {woken:?}");
+    assert_eq!((at_rest(&[last])[0].threads(), open_files(last).len()), (threads, files));
+}
+
+fn woken(before: &[Activity], after: &[Activity]) -> Vec<usize> {
+    (0..before.len()).filter(|at| before[*at] != after[*at]).collect()
+}
+
+#[test]
+fn nobody_does_anything_while_nothing_happens() {
+    let store = Store::new();
+    let inside = "echo ready; cat >/dev/null";
+    let holders = [
+        store.hold("k"),
+        store.holding("slots", &["--slots", "2"], inside),
+        store.holding("slots", &["--slots", "2"], inside),
+        store.holding("shared", &["-s"], inside),
+    ];
+    // A holder listens once its command has run for a while; this is what it does last.
+    for holder in &holders {
+        let pid = holder.pid().as_raw();
+        wait_for("a holder that listens", || open_files(pid).iter().any(|file| file.contains("inotify")));
+    }
+    let waiters = [
+        store.waiting("k", &[], "true"),
+        store.waiting("k", &["-w", "1h"], "true"),
+        store.waiting("k", &["-s"], "true"),
+        store.waiting("k", &SHORT, "true"),
+        store.waiting("slots", &["--slots", "2"], "true"),
+        store.waiting("slots", &["--slots", "2"], "true"),
+        store.waiting("shared", &[], "true"),
+        store.waiting("shared", &["-s"], "true"),
+    ];
+    let dlocks = holders.iter().chain(&waiters).map(|running| running.pid().as_raw());
+    let pids: Vec<i32> = dlocks.flat_map(|pid| [pid, child_of(pid)]).collect();
+    let before = at_rest(&pids);
+    thread::sleep(STILL);
+    let after: Vec<_> = pids.iter().map(|pid| Activity::of(*pid)).collect();
+    assert_eq!(before, after);
+}
+
+#[test]
+fn a_writer_that_waits_goes_before_readers_that_came_after_it() {
+    let store = Store::new();
+    let journal = Journal::new(&store);
+    let first = store.holding("k", &["-s"], "echo ready; cat >/dev/null");
+    let writer = store.waiting("k", &[], &journal.stay("writer"));
+    // They would fit beside the first reader.
+    let names = names(4);
+    let readers: Vec<_> = names.iter().map(|name| store.waiting("k", &["-s"], &journal.stay(name))).collect();
+    first.finish().is(0, "", "");
+    journal.await_entry("writer");
+    writer.finish().is(0, "", "");
+    // Then all of them come in at once.
+    for name in &names {
+        journal.await_entry(name);
+    }
+    for reader in readers {
+        reader.finish().is(0, "", "");
+    }
+    assert_eq!(journal.entered()[0], "writer");
+    assert!(journal.inside().contains(&vec!["writer".to_owned()]));
+    assert_eq!(journal.most_at_once(), 4);
+}
+
+#[test]
+fn a_killed_waiter_is_passed_over_at_once() {
+    let store = Store::new();
+    let journal = Journal::new(&store);
+    let mut holder = store.hold("k");
+    let mut waiters = line_up(&store, &journal, &names(5));
+    let third = waiters[2].pid().as_raw();
+    for dead in waiters.drain(..2) {
+        dead.signal(Signal::SIGKILL);
+        dead.finish().died_of(Signal::SIGKILL);
+    }
+    assert_eq!(store.queue("k")[0], third);
+    let start = Instant::now();
+    holder.finish().is(0, "", "");
+    journal.await_entry("w3");
+    assert!(start.elapsed() < OFFER, "{:?}", start.elapsed());
+    // Now one that dies when the key is offered to it.
+    holder = waiters.remove(0);
+    let frozen = waiters.remove(0);
+    frozen.signal(Signal::SIGSTOP);
+    let start = Instant::now();
+    holder.finish().is(0, "", "");
+    frozen.signal(Signal::SIGKILL);
+    journal.await_entry("w5");
+    assert!(start.elapsed() < OFFER, "{:?}", start.elapsed());
+    assert_eq!(journal.entered(), ["w3", "w5"]);
+}
+
+#[test]
+fn a_waiter_dies_at_once_of_the_signal_that_it_gets_and_leaves_the_queue() {
+    let store = Store::new();
+    let journal = Journal::new(&store);
+    let holder = store.hold("k");
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let before = store.waiting("k", &[], &journal.visit("before", ":"));
+        let waiter = store.waiting("k", &[], &journal.visit("waiter", ":"));
+        let after = store.waiting("k", &[], &journal.visit("after", ":"));
+        for waiter in [waiter, after, before] {
+            let start = Instant::now();
+            waiter.signal(signal);
+            waiter.finish().died_of(signal);
+            assert!(start.elapsed() < Duration::from_secs(1), "{signal}: {:?}", start.elapsed());
+        }
+        assert_eq!(store.queue("k"), [0; 0], "{signal}");
+    }
+    holder.finish().is(0, "", "");
+    assert_eq!(journal.entered(), [""; 0]);
+}
+
+#[test]
+fn a_signal_that_came_before_the_key_keeps_the_command_from_starting() {
+    /// The two that race, the signal and the key, are close to each other: a few tries show who wins.
+    const TRIES: usize = 30;
+    let store = Store::new();
+    let journal = Journal::new(&store);
+    for attempt in 0..TRIES {
+        let holder = store.hold("k");
+        let waiter = store.waiting("k", &[], &journal.visit("waiter", ":"));
+        waiter.signal(Signal::SIGSTOP);
+        waiter.signal(Signal::SIGTERM);
+        holder.finish().is(0, "", "");
+        waiter.signal(Signal::SIGCONT);
+        waiter.finish().died_of(Signal::SIGTERM);
+        assert_eq!(journal.entered(), [""; 0], "try {attempt}");
+        store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
+    }
+}
+
+#[test]
+fn a_signal_at_the_hand_over_is_not_lost_and_neither_is_the_key() {
+    const TRIES: u32 = 30;
+    let store = Store::new();
+    for attempt in 0..TRIES {
+        let mut holder = store.hold("k");
+        let waiter = store.waiting("k", &[], "exec sleep 30");
+        let start = Instant::now();
+        holder.close_stdin();
+        thread::sleep(Duration::from_micros(200) * attempt);
+        waiter.signal(Signal::SIGTERM);
+        waiter.finish().died_of(Signal::SIGTERM);
+        assert!(start.elapsed() < Duration::from_secs(10), "try {attempt}: {:?}", start.elapsed());
+        holder.finish().is(0, "", "");
+        store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
+        assert_eq!(store.queue("k"), [0; 0], "try {attempt}");
+    }
+}
+
+#[test]
+fn a_frozen_waiter_is_passed_over_after_a_second_and_waits_again() {
+    let store = Store::new();
+    let journal = Journal::new(&store);
+    let holder = store.hold("k");
+    let mut waiters = line_up(&store, &journal, &names(3)).into_iter();
+    let (frozen, second, third) = (waiters.next(), waiters.next(), waiters.next());
+    let (frozen, second, third) = (frozen.expect("w1"), second.expect("w2"), third.expect("w3"));
+    frozen.signal(Signal::SIGSTOP);
+    let start = Instant::now();
+    holder.finish().is(0, "", "");
+    journal.await_entry("w2");
+    assert!((OFFER..OFFER * 3).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert_eq!(store.queue("k"), [third.pid().as_raw()]);
+    // It wakes, finds that it has lost its place, and comes last.
+    frozen.signal(Signal::SIGCONT);
+    wait_for("w1 to wait again", || store.queue("k") == [third.pid().as_raw(), frozen.pid().as_raw()]);
+    second.finish().is(0, "", "");
+    third.finish().is(0, "", "");
+    frozen.finish().is(0, "", "");
+    assert_eq!(journal.entered(), ["w2", "w3", "w1"]);
+    assert_eq!(journal.most_at_once(), 1);
+}
+
+#[test]
+fn who_gives_up_after_its_time_leaves_the_queue_to_the_others() {
+    let store = Store::new();
+    let journal = Journal::new(&store);
+    let holder = store.hold("k");
+    let first = store.waiting("k", &[], &journal.visit("w1", ":"));
+    let start = Instant::now();
+    let limited: Vec<_> = (0..5).map(|_| store.waiting("k", &["-w", "2"], &journal.visit("limited", ":"))).collect();
+    let second = store.waiting("k", &[], &journal.visit("w2", ":"));
+    assert_eq!(store.queue("k").len(), 7);
+    for limited in limited {
+        limited.finish().says(75, &["'k' is held by", "gave up after 2s"]);
+    }
+    let limit = Duration::from_secs(2);
+    assert!((limit..limit + Duration::from_secs(1)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert_eq!(store.queue("k"), [first.pid().as_raw(), second.pid().as_raw()]);
+    holder.finish().is(0, "", "");
+    first.finish().is(0, "", "");
+    second.finish().is(0, "", "");
+    assert_eq!(journal.entered(), ["w1", "w2"]);
+}
+
+#[test]
+fn a_waiter_keeps_its_place_however_long_the_holder_takes() {
+    let store = Store::new();
+    let journal = Journal::new(&store);
+    let holder = store.holding("k", &SHORT, "echo ready; cat >/dev/null");
+    let waiters = names(2).into_iter().map(|name| store.waiting("k", &SHORT, &journal.visit(&name, ":")));
+    let waiters: Vec<_> = waiters.collect();
+    let queue = store.queue("k");
+    thread::sleep(STILL);
+    assert_eq!(store.queue("k"), queue);
+    holder.finish().is(0, "", "");
+    for waiter in waiters {
+        waiter.finish().is(0, "", "");
+    }
+    assert_eq!(journal.entered(), ["w1", "w2"]);
+}
+
+#[test]
+fn a_frozen_holder_keeps_the_key_and_goes_on_when_it_is_thawed() {
+    let store = Store::new();
+    let journal = Journal::new(&store);
+    // Of one all is frozen, of the other one dlock alone, and its command ends meanwhile.
+    let whole = store.holding("k", &SHORT, "echo ready; cat >/dev/null; echo end");
+    let mut alone = store.holding("alone", &SHORT, "echo ready; cat >/dev/null");
+    let guardian = child_of(whole.pid().as_raw());
+    let frozen = [whole.pid().as_raw(), guardian, child_of(guardian), alone.pid().as_raw()].map(Pid::from_raw);
+    let waiter = store.waiting("k", &[], &journal.visit("w1", ":"));
+    let other = store.waiting("alone", &[], &journal.visit("w2", ":"));
+    for pid in frozen {
+        kill(pid, Signal::SIGSTOP).expect("it is there");
+    }
+    alone.close_stdin();
+    thread::sleep(STILL);
+    for key in ["k", "alone"] {
+        store.run(&["run", "-n", key, "--", "true"]).says(75, &["is held by"]);
+        assert_eq!(store.queue(key).len(), 1);
+    }
+    assert_eq!(journal.entered(), [""; 0]);
+    for pid in frozen {
+        kill(pid, Signal::SIGCONT).expect("it is there");
+    }
+    whole.finish().is(0, "end\n", "");
+    alone.finish().is(0, "", "");
+    waiter.finish().is(0, "", "");
+    other.finish().is(0, "", "");
+}
