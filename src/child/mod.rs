@@ -66,17 +66,17 @@ pub struct Outcome {
 }
 
 impl Guardian {
-    /// Forks the guardian, before this process has a thread. Nothing is returned in the guardian itself,
+    /// Forks the guardian, before this process has a thread and while it blocks all signals. The command will
+    /// start with what it `inherited`. Nothing is returned in the guardian itself,
     /// once its work is done.
     ///
     /// # Errors
     /// What the operating system says; also if `/proc` does not show who descends from whom.
-    pub fn fork(program: &Program, policy: Policy) -> io::Result<Option<Self>> {
+    pub fn fork(program: &Program, policy: Policy, inherited: Inherited) -> io::Result<Option<Self>> {
         let spared = tree::children().map_err(|error| {
             io::Error::other(format!("/proc does not list the children of a process: {}", sys::words(&error)))
         })?;
         prctl::set_child_subreaper(true)?;
-        let inherited = Inherited::note()?;
         let flags = SockFlag::SOCK_CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
         match sys::fork()? {

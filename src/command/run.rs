@@ -16,6 +16,7 @@ use crate::holder::{self, Acquired, Lease};
 use crate::model::{self, Ask, Hold, Patience, Refusal, Released};
 use crate::signal;
 use crate::store::{self, Intent, Store};
+use crate::sys::Inherited;
 
 /// How long the sign of life of one who waits is good.
 const SIGN_OF_LIFE: std::time::Duration = std::time::Duration::from_secs(15);
@@ -26,13 +27,16 @@ pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure
     let plan = RunPlan::read(run, &settings)?;
     let held = Held::read()?;
 
-    // The guardian comes first, while there is one thread only.
-    let guardian =
-        Guardian::fork(&plan.program, plan.policy).map_err(|error| Failure::os("cannot start the guardian", &error))?;
-    let Some(guardian) = guardian else { return Ok(Ending::OK) };
-
     let (sender, events) = mpsc::channel();
-    let asked = signal::listen(&sender).map_err(|error| Failure::os("cannot catch signals", &error))?;
+    let inherited = Inherited::note().map_err(|error| Failure::os("cannot read the signal mask", &error.into()))?;
+    // The guardian comes first, while there is one thread only. No signal is heard until it blocks all, and
+    // until we can pass them on.
+    let ready = signal::unheard(|| {
+        let Some(guardian) = Guardian::fork(&plan.program, plan.policy, inherited)? else { return Ok(None) };
+        Ok(Some((guardian, signal::listen(&sender)?)))
+    });
+    let ready = ready.map_err(|error| Failure::os("cannot start the guardian", &error))?;
+    let Some((guardian, asked)) = ready else { return Ok(Ending::OK) };
     let store = store::open(&settings.store, Intent::Lock)?;
     if !store.capabilities().allow(plan.mode) {
         let words = format!("{} cannot hold a key as {}", store.describe(), plan.mode);

@@ -3,6 +3,7 @@
 
 pub(crate) mod activity;
 pub(crate) mod journal;
+pub(crate) mod tree;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -243,8 +244,7 @@ pub(crate) fn await_number(path: &Path) -> i32 {
 
 /// Whether a process is there and no zombie.
 pub(crate) fn is_alive(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+    state(pid).is_some_and(|state| !['Z', 'X'].contains(&state))
 }
 
 /// The parent of a process.
@@ -278,4 +278,10 @@ pub(crate) fn skipped(why: &str) -> bool {
     assert!(std::env::var_os("DLOCK_DEMAND_ALL").is_none(), "{why}");
     eprintln!("skipped: {why}");
     false
+}
+
+/// The state of a process, as proc(5) has it; nothing if it is not there.
+pub(crate) fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next())
 }

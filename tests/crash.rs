@@ -1,0 +1,210 @@
+//! The command never outlives its lease, whoever is killed or frozen; and nothing waits for the dead.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal::{SIGINT, SIGKILL, SIGQUIT, SIGSTOP, SIGTERM};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+use crate::support::tree::Tree;
+use crate::support::{Running, Store, child_of, command, finish, is_alive};
+
+/// How often a holder is killed, for each way to kill it. Overlaps are a matter of chance.
+const KILLS: u32 = 100;
+
+/// How often dlock is killed in the course of a short life; enough to hit each of its steps several times.
+const MOMENTS: u32 = 150;
+
+/// Longer than the short life of a dlock takes in a debug build.
+const LIFE: Duration = Duration::from_millis(20);
+
+/// Nobody waits longer for a key that is free. Short beside the time after which a waiter looks by itself.
+const AT_ONCE: Duration = Duration::from_secs(4);
+
+/// The next command starts within this time of a kill, in the median: 50 ms are the promise, the rest is
+/// for the tests that run at the same time.
+const HAND_OVER: Duration = Duration::from_millis(300);
+
+/// Kills holder after holder, each with a tree, while the next one waits. `after` looks at what is left.
+fn kill_holders(how: &str, victim: fn(&Tree) -> Pid, after: fn(Tree)) {
+    let store = Store::new();
+    let mut times = Vec::new();
+    let mut holder = store.holding_tree(&[]);
+    for _ in 0..KILLS {
+        let mut waiter = store.tree(&[]);
+        store.await_waiting("k", 1);
+        let killed = Instant::now();
+        kill(victim(&holder), SIGKILL).expect("the victim lives");
+        waiter.await_start();
+        times.push(killed.elapsed());
+        holder.is_gone();
+        waiter.await_all();
+        after(holder);
+        holder = waiter;
+    }
+    times.sort_unstable();
+    let [median, worst] = [times.len() / 2, times.len() - 1].map(|at| times[at]);
+    eprintln!("from the kill of {how} to the start of the next command: median {median:?}, at most {worst:?}");
+    assert!(median < HAND_OVER, "{times:?}");
+}
+
+#[test]
+fn a_killed_dlock_takes_its_whole_tree_along_before_the_next_command_starts() {
+    kill_holders("dlock", |holder| holder.dlock.pid(), |holder| holder.dlock.finish().died_of(SIGKILL));
+}
+
+#[test]
+fn a_killed_guardian_takes_its_whole_tree_along_before_the_next_command_starts() {
+    let guardian = |holder: &Tree| Pid::from_raw(child_of(holder.dlock.pid().as_raw()));
+    kill_holders("the guardian", guardian, |holder| {
+        let done = holder.dlock.finish();
+        assert_eq!(done.stderr, "dlock: 'k': the guardian was killed, and the command with it\n");
+        done.died_of(SIGKILL);
+    });
+}
+
+#[test]
+fn a_dlock_killed_at_any_moment_leaves_the_key_to_the_next() {
+    let store = Store::new();
+    let script = format!("{}; echo $DLOCK_FENCE", store.alone());
+    let start = || Running::start(&mut store.dlock(&["run", "k", "--", "sh", "-c", &script]));
+    let mut last = 0;
+    for moment in 0..MOMENTS {
+        let (victim, other) = (start(), start());
+        sleep(LIFE * moment / MOMENTS);
+        victim.signal(SIGKILL);
+        let killed = Instant::now();
+        let done = other.finish();
+        assert!(killed.elapsed() < AT_ONCE, "{:?} after the kill", killed.elapsed());
+        let fence: u64 = done.stdout.trim_end().parse().unwrap_or_else(|_| panic!("{done:#?}"));
+        done.is(0, &format!("{fence}\n"), "");
+        assert_ne!(fence, last);
+        last = last.max(fence);
+        let victim = victim.finish();
+        assert!(!victim.stdout.contains("overlap"), "{victim:#?}");
+        assert_eq!(victim.stderr, "", "{victim:#?}");
+    }
+    let status = store.status("k");
+    assert!(status["queue"].as_array().is_none_or(Vec::is_empty), "{status}");
+    let done = store.run(&["run", "-n", "k", "--", "sh", "-c", "echo $DLOCK_FENCE"]);
+    assert!(done.stdout.trim_end().parse::<u64>().is_ok_and(|fence| fence > last), "{done:#?}");
+}
+
+#[test]
+fn a_dlock_killed_at_any_moment_of_a_long_run_leaves_nothing_of_the_command() {
+    let store = Store::new();
+    let script = format!("{}; sleep 60; :", store.alone());
+    for moment in 0..MOMENTS {
+        let victim = Running::start(&mut store.dlock(&["run", "k", "--", "sh", "-c", &script]));
+        sleep(LIFE * moment / MOMENTS);
+        victim.signal(SIGKILL);
+        let limit = AT_ONCE.as_secs().to_string();
+        let next = store.run(&["run", "-w", &limit, "k", "--", "sh", "-c", &store.alone()]);
+        next.is(0, "", "");
+        victim.finish().died_of(SIGKILL);
+    }
+}
+
+#[test]
+fn what_a_command_leaves_behind_at_its_normal_end_is_left_alone() {
+    let store = Store::new();
+    let done = store.run(&["run", "k", "--", "sh", "-c", "sleep 100 >/dev/null 2>&1 & echo $!"]);
+    let daemon = done.stdout.trim_end().parse().expect("the script writes a process id");
+    let lives = is_alive(daemon);
+    let next = store.run(&["run", "-n", "k", "--", "true"]);
+    let still_lives = is_alive(daemon);
+    let _ = kill(Pid::from_raw(daemon), SIGKILL);
+    done.is(0, &format!("{daemon}\n"), "");
+    next.is(0, "", "");
+    assert!(lives && still_lives);
+}
+
+#[test]
+fn a_command_that_ran_for_too_long_is_gone_with_all_of_its_tree_before_the_key_is_free() {
+    let store = Store::new();
+    let holder = store.holding_tree(&["--max-run", "0.3", "-k", "0.3"]);
+    let mut waiter = store.tree(&[]);
+    waiter.await_start();
+    holder.is_gone();
+    waiter.await_all();
+    holder.dlock.finish().says(124, &["'k'", "ran for 300ms"]);
+}
+
+#[test]
+fn a_command_has_kill_after_to_end_and_no_longer() {
+    let store = Store::new();
+    let start = Instant::now();
+    let stubborn = ["run", "--max-run", "0.1", "-k", "0.7", "k", "--", "sh", "-c", "trap '' TERM; sleep 60; :"];
+    store.run(&stubborn).says(124, &["ran for 100ms"]);
+    let took = start.elapsed();
+    assert!(took >= Duration::from_millis(800) && took < Duration::from_secs(10), "{took:?}");
+
+    let start = Instant::now();
+    let tidy = "exec 2>&-; trap 'echo tidied up; exit 3' TERM; while :; do sleep 0.02; done";
+    let done = store.run(&["run", "--max-run", "0.1", "-k", "25", "--ttl", "90", "k", "--", "sh", "-c", tidy]);
+    assert_eq!(done.stdout, "tidied up\n");
+    done.says(124, &["ran for 100ms"]);
+    assert!(start.elapsed() < Duration::from_secs(20), "who ends is not waited for: {:?}", start.elapsed());
+}
+
+#[test]
+fn who_asks_again_while_the_command_is_being_stopped_does_not_wait() {
+    let store = Store::new();
+    let start = Instant::now();
+    let script = "exec 2>&-; trap 'echo asked' TERM; echo ready; while :; do sleep 0.02; done";
+    let mut holder = store.holding("k", &["--max-run", "0.1", "-k", "29", "--ttl", "90"], script);
+    holder.await_line("asked");
+    for signal in [SIGINT, SIGTERM] {
+        holder.signal(signal);
+    }
+    holder.finish().says(124, &["ran for 100ms"]);
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+#[test]
+fn dlock_stops_the_command_itself_when_its_guardian_is_frozen() {
+    let store = Store::new();
+    let holder = store.holding_tree(&["--max-run", "1", "-k", "0.3"]);
+    let start = Instant::now();
+    kill(Pid::from_raw(child_of(holder.dlock.pid().as_raw())), SIGSTOP).expect("the guardian lives");
+    let mut waiter = store.tree(&[]);
+    waiter.await_start();
+    let took = start.elapsed();
+    holder.is_gone();
+    waiter.await_all();
+    assert!(took < Duration::from_secs(6), "one second, kill-after and another second were to do: {took:?}");
+    let done = holder.dlock.finish();
+    assert_eq!(done.status.code(), Some(124), "{done:#?}");
+    assert!(done.stderr.contains("ran for 1s"), "{done:#?}");
+}
+
+#[test]
+fn a_dlock_whose_command_died_of_a_real_time_signal_dies_of_it_as_well() {
+    let store = Store::new();
+    for number in [37, 64] {
+        let done = store.run(&["run", "k", "--", "sh", "-c", &format!("kill -{number} $$")]);
+        assert_eq!(done.status.signal(), Some(number), "{done:#?}");
+    }
+}
+
+#[test]
+fn only_the_command_leaves_a_core() {
+    let store = Store::new();
+    let abort = |program: &str| {
+        let mut shell = command("sh");
+        shell.args(["-c", &format!("ulimit -c unlimited && exec {program}")]).current_dir(store.dir.path());
+        finish(shell.stdin(Stdio::null()).env("DLOCK_STORE", format!("file:{}", store.path("locks").display())))
+    };
+    let alone = abort("sh -c 'kill -QUIT $$'");
+    if !alone.status.core_dumped() {
+        assert!(std::env::var_os("DLOCK_DEMAND_ALL").is_none(), "this machine writes no cores");
+        eprintln!("skipped: this machine writes no cores");
+        return;
+    }
+    let done = abort(&format!("'{}' run k -- sh -c 'ulimit -c 0; kill -QUIT $$'", crate::support::DLOCK));
+    done.died_of(SIGQUIT);
+    assert!(!done.status.core_dumped(), "{done:#?}");
+}
