@@ -103,7 +103,8 @@ pub fn acquire(
         log::info!("waiting for '{key}'");
     }
     let line = Arc::new(Mutex::new(Line::default()));
-    spawn_waiter(store, key, ask, limits.store, &line, sender)?;
+    let unanswered = first.is_err().then_some(since);
+    spawn_waiter(store, key, ask, (limits.store, unanswered), &line, sender)?;
     let until = limits.wait.map(|wait| since.after(wait));
     loop {
         let event = match until {
@@ -142,7 +143,7 @@ fn spawn_waiter(
     store: &Arc<dyn Store>,
     key: &Key,
     ask: &Ask,
-    patience: Duration,
+    patience: (Duration, Option<Moment>),
     line: &Arc<Mutex<Line>>,
     sender: &Sender<Event>,
 ) -> Result<(), StoreError> {
@@ -156,9 +157,15 @@ fn spawn_waiter(
     spawned.map(drop).map_err(|error| StoreError::new(Trouble::Os, format!("cannot start a thread: {error}")))
 }
 
-/// Sleeps and asks, until there is an answer or nobody wants one.
-fn wait_in_line(store: &dyn Store, key: &Key, ask: &Ask, patience: Duration, line: &Mutex<Line>) {
-    let mut answered = Moment::now();
+/// Sleeps and asks, until there is an answer or nobody wants one. What an `unanswered` request was granted
+/// counts from that request, not from the one that hears of it.
+fn wait_in_line(
+    store: &dyn Store,
+    key: &Key,
+    ask: &Ask,
+    (patience, mut unanswered): (Duration, Option<Moment>),
+    line: &Mutex<Line>,
+) {
     loop {
         let awaited = store.await_change(key, &Watch::Turn(ask.level), None);
         let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
@@ -167,13 +174,16 @@ fn wait_in_line(store: &dyn Store, key: &Key, ask: &Ask, patience: Duration, lin
         }
         let asked = Moment::now();
         match awaited.and_then(|()| store.acquire(key, ask)) {
-            Ok(Answer::Queued(_)) => answered = asked,
-            Err(error) if error.trouble == Trouble::Unreachable && asked.since(answered) < patience => {
+            Ok(Answer::Queued(_)) => unanswered = None,
+            Err(error)
+                if error.trouble == Trouble::Unreachable
+                    && asked.since(*unanswered.get_or_insert(asked)) < patience =>
+            {
                 drop(line);
                 pause(PAUSE);
             }
             answer => {
-                line.answer = Some(answer.map(|answer| (answer, asked)));
+                line.answer = Some(answer.map(|answer| (answer, unanswered.unwrap_or(asked))));
                 return;
             }
         }
@@ -312,7 +322,8 @@ impl Heart {
                 Ok(Standing::Holding { revoked: true }) => return self.tell(Event::Revoked),
                 Ok(_) => {
                     let place = self.store.describe();
-                    return self.tell(Event::Lost(format!("{place} does not know this lease any more")));
+                    let words = format!("{place} does not know this lease any more: unlocked by force, or deleted");
+                    return self.tell(Event::Lost(words));
                 }
                 // Unknown is not lost.
                 Err(_) => pause(PAUSE),

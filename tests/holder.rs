@@ -240,7 +240,13 @@ fn a_revocation_is_heard_within_a_second() {
 fn a_lost_reply_does_not_lock_us_out_of_our_own_lock() {
     let bench = Bench::new();
     bench.memory.loses_a_reply.store(true, Ordering::SeqCst);
+    let asked = Moment::now();
     let lease = bench.lease();
+    let granted = bench.record().holders[0].granted_at;
+    let pause = Now.now().since(granted);
+    assert!(pause > Duration::from_millis(50), "the answer came late: {pause:?}");
+    let deadline = lease.deadline().expect("it goes by time");
+    assert!(deadline.moment() < asked.after(TTL), "the lease counts from the request that was granted");
     assert_eq!((lease.fence(), bench.record().counters.grants), (bench.record().fence, 1));
     assert_ne!(lease.fence(), Fence(0));
 }

@@ -1,5 +1,7 @@
 //! The tests of dlock as a whole, one file per topic: real processes, real signals, nothing mocked.
 
+mod contention;
+mod crash;
 mod directory;
 mod generated;
 mod holder;
@@ -10,6 +12,8 @@ mod readme;
 mod record;
 mod reentry;
 mod run;
+mod signals;
 mod status;
 mod support;
 mod unlock;
+mod waiting;

@@ -21,7 +21,7 @@ fn unlock_reaches_the_holder_within_a_second_and_frees_the_key() {
     store.run(&["unlock", "k", "--yes"]).is(0, "", "");
     assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
     store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
-    holder.finish().says(76, &["'k' was unlocked by force", "stopping the command"]);
+    holder.finish().says(76, &["'k' was unlocked by somebody", "stopping the command"]);
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn a_holder_that_has_been_asleep_for_long_hears_of_it_too() {
     let start = Instant::now();
     store.run(&["unlock", "k", "--yes"]).is(0, "", "");
     assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
-    holder.finish().says(76, &["unlocked by force"]);
+    holder.finish().says(76, &["unlocked by somebody"]);
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn a_command_that_ignores_term_is_killed_with_all_that_it_started_before_the_nex
     store.await_waiting("k", 1);
     store.run(&["unlock", "k", "--yes"]).is(0, "", "");
     next.finish().is(0, "", "");
-    holder.finish().says(76, &["unlocked by force"]);
+    holder.finish().says(76, &["unlocked by somebody"]);
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn only_the_lease_that_was_named_is_freed() {
     store.run(&["unlock", "k", "--yes", "--lease", other]).says(75, &["'k' is held by", "another lease"]);
     assert_eq!(store.status("k")["held"], true);
     store.run(&["unlock", "k", "--yes", "--lease", &lease]).is(0, "", "");
-    holder.finish().says(76, &["unlocked by force"]);
+    holder.finish().says(76, &["unlocked by somebody"]);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn of_several_holders_only_the_named_one_is_stopped() {
     let two = store.holding("k", &["-s"], "echo ready; cat >/dev/null");
     let lease = store.status("k")["holders"][1]["lease"].as_str().expect("a lease").to_owned();
     store.run(&["unlock", "k", "--yes", "--lease", &lease]).is(0, "", "");
-    two.finish().says(76, &["unlocked by force"]);
+    two.finish().says(76, &["unlocked by somebody"]);
     one.finish().is(0, "", "");
 }
 
@@ -160,7 +160,7 @@ fn a_revocation_stops_even_a_command_that_may_go_on_without_its_lease() {
     let store = Store::new();
     let holder = store.holding("k", &["--on-lost", "continue"], "echo ready; exec sleep 1000");
     store.run(&["unlock", "k", "--yes"]).is(0, "", "");
-    holder.finish().says(76, &["unlocked by force; stopping"]);
+    holder.finish().says(76, &["unlocked by somebody; stopping"]);
 }
 
 #[test]

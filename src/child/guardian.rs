@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Program, tree};
 use crate::clock::Moment;
-use crate::event::ChildEvent;
+use crate::event::{ChildEvent, Status};
 use crate::sys::{self, Change, Inherited};
 
 /// What dlock tells its guardian.
@@ -45,6 +45,10 @@ pub(super) enum Order {
     /// Kill the tree.
     Kill,
 }
+
+/// How long after a signal came to the whole process group dlock may pass it on. One that dlock has had
+/// together with an earlier one of its kind it never does.
+const WITNESSED: Duration = Duration::from_secs(2);
 
 /// No message is longer: the additions to the environment are a few keys and ids.
 const MAX_MESSAGE: usize = 128 << 10;
@@ -105,7 +109,7 @@ struct Guard {
     command: Option<Pid>,
     deadline: Option<Moment>,
     /// Signals that came to us too, and so to the whole process group.
-    witnessed: SigSet,
+    witnessed: Vec<(Signal, Moment)>,
     sign_of_life: Option<OwnedFd>,
 }
 
@@ -131,7 +135,7 @@ pub(super) fn watch(socket: OwnedFd, program: &Program, inherited: Inherited) ->
         phase: Phase::Idle,
         command: None,
         deadline: None,
-        witnessed: SigSet::empty(),
+        witnessed: Vec::new(),
         sign_of_life: None,
     };
     let Err(Done) = guard.serve(program);
@@ -154,7 +158,6 @@ impl Guard {
             }
             if signals {
                 self.witness();
-                self.reap()?;
             }
             if orders {
                 match receive(&self.socket) {
@@ -163,6 +166,8 @@ impl Guard {
                     Ok(None) | Err(_) => return self.kill(),
                 }
             }
+            // Every time: carrying out an order may have read the SIGCHLD.
+            self.reap()?;
             self.look_at_clock()?;
         }
     }
@@ -205,6 +210,9 @@ impl Guard {
                 let pid = Pid::from_raw(child.id().cast_signed());
                 self.command = Some(pid);
                 self.phase = Phase::Running;
+                // What came to the group until now the command has not had, or not yet been able to handle.
+                self.witness();
+                self.witnessed.clear();
                 let_go_of_stdio();
                 self.report(ChildEvent::Started(pid.as_raw()));
                 Ok(())
@@ -222,8 +230,10 @@ impl Guard {
         self.witness();
         let Some(command) = self.command else { return };
         let Ok(signal) = Signal::try_from(number) else { return };
-        let to_group = self.witnessed.contains(signal);
-        self.witnessed.remove(signal);
+        let oldest = Moment::now().before(WITNESSED);
+        self.witnessed.retain(|(_, at)| *at > oldest);
+        let witnessed = self.witnessed.iter().position(|(witnessed, _)| *witnessed == signal);
+        let to_group = witnessed.map(|at| self.witnessed.remove(at)).is_some();
         let has_it = to_group && getpgid(Some(command)).is_ok_and(|group| group == getpgrp());
         if !has_it {
             let _ = sys::kill(command, number);
@@ -235,7 +245,7 @@ impl Guard {
             if let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed())
                 && signal != SIGCHLD
             {
-                self.witnessed.add(signal);
+                self.witnessed.push((signal, Moment::now()));
             }
         }
     }
@@ -265,8 +275,9 @@ impl Guard {
             Change::Ended(status) => {
                 self.report(ChildEvent::Ended(status));
                 self.command = None;
-                // After a normal end, what the command left behind is left alone.
-                if self.phase == Phase::Running {
+                // After a normal end, what the command left behind is left alone. After another one, dlock says
+                // how long it has to end.
+                if self.phase == Phase::Running && matches!(status, Status::Exited(_)) {
                     return Err(Done);
                 }
             }

@@ -137,10 +137,14 @@ impl State {
         if !stop {
             actions.push(Action::Extend(None));
         } else if !self.is_stopping() {
-            self.phase = Phase::Stopping(now.after(self.policy.kill_after + OVERDUE));
-            actions.push(Action::Stop(self.policy.kill_after));
+            actions.push(self.stop(now));
         }
         actions
+    }
+
+    fn stop(&mut self, now: Moment) -> Action {
+        self.phase = Phase::Stopping(now.after(self.policy.kill_after + OVERDUE));
+        Action::Stop(self.policy.kill_after)
     }
 
     fn child(&mut self, now: Moment, event: ChildEvent) -> Vec<Action> {
@@ -152,7 +156,12 @@ impl State {
             }
             ChildEvent::Ended(status) => {
                 self.status = Some(status);
-                if self.is_stopping() { Vec::new() } else { vec![Action::Finish] }
+                match status {
+                    _ if self.is_stopping() => Vec::new(),
+                    Status::Exited(_) => vec![Action::Finish],
+                    // Whoever was killed has not cleaned up: what it started must not go on beside the next holder.
+                    Status::Killed(_) => vec![self.stop(now)],
+                }
             }
             ChildEvent::Expired => {
                 let mut actions = self.condemn(now, Verdict::Lost("its time is over".into()));
@@ -207,6 +216,14 @@ mod tests {
         assert_eq!(state.due(), None);
         assert_eq!(state.next(START, child(ChildEvent::Ended(Status::Exited(3)))), [Action::Finish]);
         assert_eq!((state.status, state.verdict), (Some(Status::Exited(3)), None));
+    }
+
+    #[test]
+    fn what_a_killed_command_leaves_behind_is_stopped_before_the_run_is_over() {
+        let mut state = state(true, None);
+        assert_eq!(state.next(START, child(ChildEvent::Ended(Status::Killed(15)))), [Action::Stop(KILL_AFTER)]);
+        assert_eq!(state.next(START, child(ChildEvent::Gone)), [Action::Finish]);
+        assert_eq!((state.status, state.verdict), (Some(Status::Killed(15)), None));
     }
 
     #[test]

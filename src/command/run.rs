@@ -136,7 +136,7 @@ fn announce(plan: &RunPlan, verdict: &Verdict) {
     match verdict {
         Verdict::Lost(why) if stop_when_lost => log::error!("lost '{key}': {why}; stopping the command"),
         Verdict::Lost(why) => log::error!("lost '{key}': {why}; the command goes on without it"),
-        Verdict::Revoked => log::error!("'{key}' was unlocked by force; stopping the command"),
+        Verdict::Revoked => log::error!("'{key}' was unlocked by somebody; stopping the command"),
         Verdict::MaxRun => {
             let limit = words::span(max_run.unwrap_or_default());
             log::error!("'{key}': the command ran for {limit}; stopping it");

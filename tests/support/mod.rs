@@ -247,12 +247,6 @@ pub(crate) fn is_alive(pid: i32) -> bool {
     state(pid).is_some_and(|state| !['Z', 'X'].contains(&state))
 }
 
-/// The parent of a process.
-pub(crate) fn parent(pid: i32) -> Option<i32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
-}
-
 /// The only child of a process: for a dlock that runs, its guardian.
 #[track_caller]
 pub(crate) fn child_of(pid: i32) -> i32 {
@@ -274,6 +268,7 @@ pub(crate) fn has(program: &str) -> bool {
 }
 
 /// Says that a test, or a part of it, is skipped, and why; fails where nothing may be skipped.
+#[expect(clippy::print_stderr, reason = "whoever runs the tests wants to know")]
 pub(crate) fn skipped(why: &str) -> bool {
     assert!(std::env::var_os("DLOCK_DEMAND_ALL").is_none(), "{why}");
     eprintln!("skipped: {why}");

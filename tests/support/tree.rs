@@ -1,6 +1,5 @@
 //! Commands that start a tree of processes, and what shows that nothing of it is left.
 
-use nix::unistd::Pid;
 
 use super::{Running, Store, is_alive};
 
@@ -55,11 +54,6 @@ impl Tree {
     pub(crate) fn await_all(&mut self) {
         let line = self.dlock.read_line().expect("the tree writes its process ids");
         self.pids = line.split(' ').map(|pid| pid.parse().unwrap_or_else(|_| panic!("{line}"))).collect();
-    }
-
-    /// The command.
-    pub(crate) fn command(&self) -> Pid {
-        Pid::from_raw(*self.pids.first().expect("the tree is complete"))
     }
 
     /// Fails if anything of it lives.

@@ -342,14 +342,21 @@ impl Register for FileRegister {
         let mut keys = Vec::new();
         for name in self.directory.names()? {
             let Some(name) = name.to_str() else { continue };
-            let Some(file) = self.directory.named(name)? else { continue };
-            let content =
-                page::read(&file).map_err(|error| cannot("read", &self.directory.path().join(name), &error))?;
-            let Content::Page(page) = content else { continue };
+            let path = self.directory.path().join(name);
+            let read = |file: File| page::read(&file).map_err(|error| cannot("read", &path, &error));
+            let content = match self.directory.named(name).and_then(|file| file.map(read).transpose()) {
+                Ok(content) => content,
+                Err(error) => {
+                    // One file that cannot be read hides no other.
+                    log::warn!("{error}");
+                    continue;
+                }
+            };
+            let Some(Content::Page(page)) = content else { continue };
             // What another version of dlock wrote has a key, too.
             match serde_json::from_slice::<Named>(&page.record) {
                 Ok(Named { key }) if directory::file_name(&key) == name => keys.push(key),
-                _ => log::warn!("'{}' is not a record of dlock's", self.directory.path().join(name).display()),
+                _ => log::warn!("'{}' is not a record of dlock's", path.display()),
             }
         }
         keys.sort();
