@@ -1,6 +1,5 @@
 //! Commands that start a tree of processes, and what shows that nothing of it is left.
 
-
 use super::{Running, Store, is_alive};
 
 /// A dlock that runs a tree of processes, or waits to.
