@@ -15,5 +15,6 @@ mod run;
 mod signals;
 mod status;
 mod support;
+mod terminal;
 mod unlock;
 mod waiting;

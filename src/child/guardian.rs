@@ -271,7 +271,11 @@ impl Guard {
         match change {
             Change::Stopped(libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU) => self.tell_dlock(Signal::SIGSTOP),
             Change::Stopped(_) => {}
-            Change::Continued => self.tell_dlock(SIGCONT),
+            Change::Continued => {
+                self.tell_dlock(SIGCONT);
+                // dlock will pass it on; by then the command may have been stopped again.
+                self.witnessed.push((SIGCONT, Moment::now()));
+            }
             Change::Ended(status) => {
                 self.report(ChildEvent::Ended(status));
                 self.command = None;
