@@ -73,16 +73,16 @@ fn slots_let_that_many_in_and_never_more() {
 fn no_reader_is_inside_beside_a_writer() {
     let store = Store::new();
     let journal = Journal::new(&store);
-    // Seven readers and three writers.
+    // Of ten times seven to read and three to write. Each does both, so readers come while a writer is inside.
     together(10, |process| {
-        for time in 0..12 {
-            let reads = process < 7;
+        for time in 0..20 {
+            let reads = (process + time) % 10 < 7;
             let name = format!("{}-{process}.{time}", if reads { "reader" } else { "writer" });
             let options: &[&str] = if reads { &["-s"] } else { &[] };
             locked(&store, "k", options, &journal.visit(&name, "sleep 0.005")).is(0, "", "");
         }
     });
-    assert_eq!(journal.entered().len(), 10 * 12);
+    assert_eq!(journal.entered().len(), 10 * 20);
     for inside in journal.inside() {
         let writer = inside.iter().any(|name| name.starts_with("writer"));
         assert!(!writer || inside.len() == 1, "{inside:?}");

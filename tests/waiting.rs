@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use crate::support::activity::{Activity, at_rest, open_files};
 use crate::support::journal::Journal;
-use crate::support::{Running, Store, child_of, wait_for};
+use crate::support::{Running, Store, child_of, is_alive, wait_for};
 
 /// How long one who could take the key may leave it lying. What takes less time did not wait for that.
 const OFFER: Duration = Duration::from_secs(1);
@@ -212,6 +212,8 @@ fn a_waiter_dies_at_once_of_the_signal_that_it_gets_and_leaves_the_queue() {
         for waiter in [waiter, after, before] {
             let start = Instant::now();
             waiter.signal(signal);
+            wait_for("the end of a waiter", || !is_alive(waiter.pid().as_raw()) || start.elapsed() > OFFER * 5);
+            waiter.signal(Signal::SIGKILL);
             waiter.finish().died_of(signal);
             assert!(start.elapsed() < Duration::from_secs(1), "{signal}: {:?}", start.elapsed());
         }
