@@ -86,7 +86,8 @@ impl Guardian {
             }
             ForkResult::Child => {
                 drop(ours);
-                guardian::watch(theirs, program, inherited)?;
+                // dlock sees it gone and says so; two would say it twice.
+                let _ = guardian::watch(theirs, program, inherited);
                 Ok(None)
             }
         }
