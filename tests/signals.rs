@@ -11,7 +11,7 @@ use nix::sys::signal::Signal::{
 use nix::sys::signal::{kill, killpg};
 use nix::unistd::Pid;
 
-use crate::support::{DLOCK, Done, Running, Store, command, finish, state, wait_for};
+use crate::support::{DLOCK, Done, Running, Store, command, finish, skipped, state, wait_for};
 
 /// What dlock passes on and a command may die of.
 const DEADLY: [Signal; 6] = [SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGINT];
@@ -296,4 +296,25 @@ fn timeout_ends_a_run_and_its_command() {
     let done = finish(command("sh").args(["-c", &script, &store.alone()]).env("DLOCK_STORE", url).stdin(Stdio::null()));
     assert_eq!((done.status.code(), &*done.stdout), (Some(124), ""), "{done:#?}");
     store.run(&["run", "-n", "k", "--", "sh", "-c", &store.alone()]).is(0, "", "");
+}
+
+#[test]
+fn as_the_first_process_of_a_namespace_dlock_ends_as_the_command_and_stops_its_tree() {
+    for proc in [&[][..], &["--mount-proc"]] {
+        let store = Store::new();
+        let run = |words: &[&str]| {
+            let mut unshare = command("unshare");
+            unshare.args(["--pid", "--fork"]).args(proc).args([DLOCK, "run"]).args(words).stdin(Stdio::null());
+            finish(unshare.env("DLOCK_STORE", format!("file:{}", store.path("locks").display())))
+        };
+        if run(&["k", "--", "true"]).status.code() != Some(0) {
+            skipped("this user may not make a pid namespace");
+            return;
+        }
+        run(&["k", "--", "sh", "-c", "exit 3"]).is(3, "", "");
+        run(&["k", "--", "sh", "-c", "kill -TERM $$"]).is(143, "", "");
+        let stubborn = "trap '' TERM; setsid sleep 60 & sleep 60; sleep 60";
+        run(&["--max-run", "0.2", "-k", "0.2", "k", "--", "sh", "-c", stubborn]).says(124, &["stopping it"]);
+        run(&["-n", "k", "--", "true"]).is(0, "", "");
+    }
 }
