@@ -3,8 +3,13 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::os::fd::AsFd;
 
 use log::{Level, LevelFilter, Metadata, Record};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// How long a line waits for room on stderr, in milliseconds.
+const PATIENCE_MS: u8 = 200;
 
 struct Stderr;
 
@@ -78,8 +83,13 @@ pub fn print(text: &str) -> io::Result<()> {
 /// Says a line on stderr, whatever `-q` says.
 pub fn say(line: &str) {
     let line = format!("dlock: {}\n", clean(line));
-    // One write, so that lines of several processes do not mix; a closed stderr is no reason to stop.
-    let _ = io::stderr().write_all(line.as_bytes());
+    // A reader that does not read must not keep us from stopping a command. Nor is a closed stderr a reason to.
+    let stderr = io::stderr();
+    let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    if poll(&mut fds, PollTimeout::from(PATIENCE_MS)).is_ok_and(|ready| ready > 0) {
+        // One write, so that lines of several processes do not mix.
+        let _ = io::stderr().write_all(line.as_bytes());
+    }
 }
 
 /// Asks on stderr, reads a line from stdin; whether it begins with `y`.

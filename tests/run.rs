@@ -1,5 +1,7 @@
 //! The main job: exit codes, what the command sees, who is told what.
 
+use std::process::Stdio;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -52,4 +54,14 @@ fn a_signal_that_came_too_late_for_the_command_does_not_hide_how_it_ended() {
     let done = run.finish();
     done.died_of(Signal::SIGUSR2);
     assert_eq!(done.stderr, "");
+}
+
+#[test]
+fn a_reader_that_does_not_read_keeps_no_command_from_being_stopped() {
+    let store = Store::new();
+    let mut dlock =
+        store.dlock(&["run", "--max-run", "0.3", "-k", "0.2", "k", "--", "sh", "-c", "trap '' TERM; yes >&2"]);
+    let mut child = dlock.stderr(Stdio::piped()).spawn().expect("it starts");
+    assert_eq!(child.wait().expect("it ends").code(), Some(124));
+    store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
 }

@@ -353,3 +353,25 @@ fn a_frozen_holder_keeps_the_key_and_goes_on_when_it_is_thawed() {
     waiter.finish().is(0, "", "");
     other.finish().is(0, "", "");
 }
+
+#[test]
+fn frozen_waiters_at_the_head_of_the_queue_do_not_hold_up_those_behind_for_ever() {
+    let store = Store::new();
+    let holder = store.hold("k");
+    let mut frozen = Vec::new();
+    for place in 1..=2 {
+        frozen.push(Running::start(&mut store.dlock(&["run", "k", "--", "true"])));
+        store.await_waiting("k", place);
+    }
+    let next = Running::start(&mut store.dlock(&["run", "k", "--", "true"]));
+    store.await_waiting("k", 3);
+    for waiter in &frozen {
+        waiter.signal(Signal::SIGSTOP);
+    }
+    holder.finish().is(0, "", "");
+    next.finish().is(0, "", "");
+    for waiter in frozen {
+        waiter.signal(Signal::SIGCONT);
+        waiter.finish().is(0, "", "");
+    }
+}

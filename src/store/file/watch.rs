@@ -33,8 +33,8 @@ pub(super) struct Plan {
     at_most: Option<Duration>,
 }
 
-/// How often the third in the queue looks, who sleeps on the first two: if both are frozen, nobody else
-/// would pass them over.
+/// How often the third in the queue looks; the fourth half as often, and so on. If those on whom one sleeps
+/// are frozen when their turn comes, nobody else would pass them over.
 const LOOKOUT: Duration = Duration::from_secs(10);
 
 /// What to sleep on, given a record as an operation would find it; nothing if it is time to act.
@@ -52,8 +52,9 @@ pub(super) fn plan(record: &Record, now: Stamp, watch: &Watch) -> Option<Plan> {
             }
             let ahead = &record.queue[..at];
             if let [.., far, near] = ahead {
+                let patience = u32::try_from(at - 1).unwrap_or(u32::MAX);
                 let bytes = vec![place(far.ticket), place(near.ticket)];
-                return Some(Plan { bytes, at_most: (at == 2).then_some(LOOKOUT), ..Plan::default() });
+                return Some(Plan { bytes, at_most: Some(LOOKOUT * patience), ..Plan::default() });
             }
             let in_the_way: Vec<&Hold> = record.holders.iter().filter(|hold| blocks(hold.mode, me.mode)).collect();
             // All slots are alike, and any of them will do; else all must end, so the first one will do.
