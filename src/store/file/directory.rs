@@ -9,10 +9,10 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
 use nix::sys::statfs::fstatfs;
-use nix::unistd::{Uid, fchown, fsync, geteuid};
+use nix::unistd::{Uid, fchown, fsync, geteuid, linkat};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 
@@ -121,26 +121,42 @@ impl Directory {
                 Err(Errno::ELOOP) => return Err(distrust(&self.path.join(name), "it is a symbolic link")),
                 Err(error) => return Err(cannot("open", &self.path.join(name), &error.into())),
             }
-            let mode = if self.group.is_some() { 0o660 } else { 0o600 };
-            match openat(folder, name.as_str(), flags | OFlag::O_CREAT | OFlag::O_EXCL, Mode::from_bits_truncate(mode))
-            {
-                Ok(fd) => {
-                    if geteuid().is_root() && self.owner != 0 {
-                        // Else the directory's owner could not take this lock any more.
-                        let given = fchown(&fd, Some(Uid::from_raw(self.owner)), None);
-                        given.map_err(|error| cannot("give", &self.path.join(&name), &error.into()))?;
-                    }
-                    if self.group.is_some() {
-                        // The umask may have taken the group's rights away.
-                        let all = fchmod(&fd, Mode::from_bits_truncate(mode));
-                        all.map_err(|error| cannot("share", &self.path.join(&name), &error.into()))?;
-                    }
-                    return self.checked(fd, &name).map(Some);
-                }
+            match self.make_file(folder, &name, flags) {
+                Ok(fd) => return self.checked(fd, &name).map(Some),
                 Err(Errno::EEXIST) => {}
                 Err(error) => return Err(cannot("make", &self.path.join(name), &error.into())),
             }
         }
+    }
+
+    /// Makes a key's file; `EEXIST` if somebody else just did.
+    fn make_file(&self, folder: &OwnedFd, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+        let mode = Mode::from_bits_truncate(if self.group.is_some() { 0o660 } else { 0o600 });
+        let owner = (geteuid().is_root() && self.owner != 0).then(|| Uid::from_raw(self.owner));
+        let share = |fd: &OwnedFd| {
+            if owner.is_some() {
+                // Else the directory's owner could not take this lock any more.
+                fchown(fd, owner, None)?;
+            }
+            // The umask may have taken the group's rights away.
+            if self.group.is_some() { fchmod(fd, mode) } else { Ok(()) }
+        };
+        if owner.is_some() || self.group.is_some() {
+            // It gets its name last: whoever found it before it was shared would be refused.
+            match openat(folder, ".", OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC, mode) {
+                Ok(fd) => {
+                    share(&fd)?;
+                    let nameless = format!("/proc/self/fd/{}", fd.as_raw_fd());
+                    linkat(AT_FDCWD, nameless.as_str(), folder, name, AtFlags::AT_SYMLINK_FOLLOW)?;
+                    return Ok(fd);
+                }
+                // Not every file system has files without a name.
+                Err(Errno::EOPNOTSUPP | Errno::EISDIR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let fd = openat(folder, name, flags | OFlag::O_CREAT | OFlag::O_EXCL, mode)?;
+        share(&fd).map(|()| fd)
     }
 
     fn checked(&self, fd: OwnedFd, name: &str) -> Result<File, StoreError> {
