@@ -53,14 +53,34 @@ pub fn open(verbosity: Verbosity) {
     }
 }
 
+/// Whether a character could play tricks on a terminal: a control character, or one that makes a line read
+/// as another one.
+fn is_tricky(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// Text from a store or a user, without the control characters that could play tricks on a terminal.
 #[must_use]
 pub fn clean(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     for c in text.chars() {
-        // Bidirectional overrides can make a line read as another one.
-        if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+        if is_tricky(c) {
             let _ = write!(clean, "{}", c.escape_unicode());
+        } else {
+            clean.push(c);
+        }
+    }
+    clean
+}
+
+/// The same JSON, with such characters escaped that may stand in its strings as they are (RFC 8259, 7).
+#[must_use]
+pub fn clean_json(json: &str) -> String {
+    let mut clean = String::with_capacity(json.len());
+    for c in json.chars() {
+        // All others of one byte are escaped already, or stand between strings.
+        if is_tricky(c) && c > '~' {
+            let _ = write!(clean, "\\u{:04x}", u32::from(c));
         } else {
             clean.push(c);
         }

@@ -30,7 +30,7 @@ pub(super) fn status(status: &cli::Status, settings: &Settings) -> Result<Ending
     if status.json {
         let keys: Vec<Value> = records.iter().map(key_json).collect();
         let report = json!({ "schema": SCHEMA, "store": store.identity(), "keys": keys });
-        super::print(&format!("{report:#}\n"))?;
+        super::print(&format!("{}\n", output::clean_json(&format!("{report:#}"))))?;
     } else if records.is_empty() {
         log::info!("no key is held{}", words::place(settings, &*store));
     } else {
