@@ -10,6 +10,7 @@ use crate::config::{self, Settings};
 use crate::exit::{Ending, Failure};
 use crate::model::{Hold, Info, Key, Mode, Record, Stamp, Waiter};
 use crate::output;
+use crate::store::Trouble;
 
 /// The version of the JSON. Names in it stay as they are.
 const SCHEMA: u32 = 1;
@@ -22,7 +23,15 @@ pub(super) fn status(status: &cli::Status, settings: &Settings) -> Result<Ending
     let prefix = status.prefix.as_deref().unwrap_or_default();
     let mut records = Vec::new();
     for key in keys.into_iter().filter(|key| key.as_str().starts_with(prefix)) {
-        let record = store.inspect(&key)?.unwrap_or_else(|| Record::new(key));
+        let record = match store.inspect(&key) {
+            Ok(record) => record.unwrap_or_else(|| Record::new(key)),
+            // Nobody asked for this one, and it hides no other.
+            Err(error) if named.is_empty() && matches!(error.trouble, Trouble::Unfit | Trouble::Untrusted) => {
+                log::warn!("{error}");
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         let shown = status.all || !named.is_empty() || !record.holders.is_empty() || !record.queue.is_empty();
         records.extend(shown.then_some(record));
     }

@@ -13,7 +13,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat};
 use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
 use nix::sys::statfs::fstatfs;
 use nix::unistd::{Uid, fchown, fsync, geteuid, linkat};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 
 use crate::model::Key;
@@ -211,9 +211,16 @@ impl Directory {
         match openat(folder, name, flags, Mode::empty()) {
             Ok(fd) => self.checked(fd, name).map(Some),
             Err(Errno::ENOENT) => Ok(None),
+            Err(Errno::ELOOP) => Err(distrust(&self.path.join(name), "it is a symbolic link")),
             Err(error) => Err(cannot("open", &self.path.join(name), &error.into())),
         }
     }
+}
+
+/// The key whose file has this name, where the name is not too long to tell.
+pub(super) fn key_of(name: &str) -> Option<Key> {
+    let key = percent_decode_str(name.strip_suffix(SUFFIX)?).decode_utf8().ok()?;
+    Key::parse(&key).ok().filter(|key| file_name(key) == name)
 }
 
 /// The name of a key's file: the key in percent-encoding, or, where that is too long, its beginning and

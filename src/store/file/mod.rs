@@ -329,7 +329,8 @@ impl Register for FileRegister {
     }
 
     fn read(&self, key: &Key) -> Result<Option<Record>, StoreError> {
-        let Some(file) = self.directory.file(key, false)? else { return Ok(None) };
+        // To look, it is enough that the file can be read.
+        let Some(file) = self.directory.named(&directory::file_name(key))? else { return Ok(None) };
         let reading = self.look(key, &file)?;
         Ok((reading.generation > 0).then(|| reading.record.clone().seen(&reading)))
     }
@@ -352,11 +353,19 @@ impl Register for FileRegister {
                     continue;
                 }
             };
-            let Some(Content::Page(page)) = content else { continue };
-            // What another version of dlock wrote has a key, too.
-            match serde_json::from_slice::<Named>(&page.record) {
-                Ok(Named { key }) if directory::file_name(&key) == name => keys.push(key),
-                _ => log::warn!("'{}' is not a record of dlock's", path.display()),
+            let key = match content {
+                // What another version of dlock wrote has a key, too.
+                Some(Content::Page(page)) => {
+                    let named = serde_json::from_slice::<Named>(&page.record).ok().map(|named| named.key);
+                    named.filter(|key| directory::file_name(key) == name)
+                }
+                // Whoever inspects it is told what is wrong, if it was not just being written.
+                Some(Content::Damaged) => directory::key_of(name),
+                Some(Content::Empty) | None => continue,
+            };
+            match key {
+                Some(key) => keys.push(key),
+                None => log::warn!("'{}' is not a record of dlock's", path.display()),
             }
         }
         keys.sort();
