@@ -88,17 +88,17 @@ pub struct Run {
     #[arg(short, long, value_name = "DUR", help_heading = "Waiting", allow_hyphen_values = true)]
     pub wait: Option<String>,
     /// Exit with N if the key was not to be had [default: 75]
-    #[arg(short = 'E', long, value_name = "N", help_heading = "Waiting")]
+    #[arg(short = 'E', long, value_name = "N", help_heading = "Waiting", allow_negative_numbers = true)]
     pub conflict_exit_code: Option<u8>,
     /// Take the key only if its fence is still N and nobody holds it
-    #[arg(long, value_name = "N", help_heading = "Waiting")]
+    #[arg(long, value_name = "N", help_heading = "Waiting", allow_negative_numbers = true)]
     pub if_fence: Option<u64>,
 
     /// Hold it together with other shared holders
     #[arg(short, long, help_heading = "Lease", conflicts_with = "slots")]
     pub shared: bool,
     /// Hold it together with at most N-1 others
-    #[arg(long, value_name = "N", help_heading = "Lease")]
+    #[arg(long, value_name = "N", help_heading = "Lease", allow_negative_numbers = true)]
     pub slots: Option<u32>,
     /// How long the lease lives unrenewed, at least 500ms [default: 30s]
     #[arg(long, value_name = "DUR", help_heading = "Lease", allow_hyphen_values = true)]
@@ -107,7 +107,7 @@ pub struct Run {
     #[arg(long, value_name = "DUR", help_heading = "Lease", allow_hyphen_values = true)]
     pub min_hold: Option<String>,
     /// How deep the lease may be entered again by runs inside [default: 16]
-    #[arg(long, value_name = "N", help_heading = "Lease")]
+    #[arg(long, value_name = "N", help_heading = "Lease", allow_negative_numbers = true)]
     pub max_reentry: Option<u32>,
     /// Shown by status and history (or DLOCK_NOTE)
     #[arg(long, value_name = "TEXT", help_heading = "Lease")]
@@ -227,6 +227,10 @@ fn corrected(args: &[OsString]) -> Option<String> {
     let matches = Cli::command().mut_subcommand("run", lenient).try_get_matches_from(args).ok()?;
     let typed = matches.subcommand_matches("run")?.get_many::<OsString>("command")?.len();
     let (before, command) = args.split_at(args.len() - typed);
+    // No command begins so: it is an option that we do not know.
+    if command.first().is_some_and(|word| word.to_string_lossy().starts_with('-')) {
+        return None;
+    }
     let words = before.iter().skip(1).cloned().chain(["--".into()]).chain(command.iter().cloned());
     let words: Vec<String> = words.map(|word| quoted(&word.to_string_lossy())).collect();
     Some(format!("'--' is missing before the command; write: dlock {}", words.join(" ")))
@@ -247,12 +251,14 @@ fn one_line(error: &clap::Error) -> String {
     let mut paragraphs = text.split("\n\n");
     let said = paragraphs.next().unwrap_or_default();
     let said = said.strip_prefix("error: ").unwrap_or(said);
-    let said = said.replace("subcommand", "verb");
     let said: Vec<&str> = said.lines().map(str::trim).collect();
-    let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: ")).map(|tip| format!("; {tip}"));
     let verb = std::env::args().nth(1).filter(|verb| Cli::command().find_subcommand(verb).is_some());
+    let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+    // What stands behind '--' is the command of a run, and no value.
+    let tip = tip.filter(|tip| verb.as_deref() != Some("run") || !tip.starts_with("to pass"));
+    let tip = tip.map(|tip| format!("; {tip}"));
     let help = verb.map_or_else(|| "dlock --help".into(), |verb| format!("dlock {verb} --help"));
-    format!("{}{}; see '{help}'", said.join(" "), tip.unwrap_or_default())
+    format!("{}{}; see '{help}'", said.join(" "), tip.unwrap_or_default()).replace("subcommand", "verb")
 }
 
 /// The definition of the command line, for completions and man pages.

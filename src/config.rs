@@ -92,6 +92,8 @@ impl Settings {
         };
         let variable = |name| env::var_os(name).filter(|value| !value.is_empty());
         let named = match (&global.store, &global.store_file) {
+            // One may stand before the verb and one behind it.
+            (Some(_), Some(_)) => return Err(Failure::usage("--store and --store-file cannot be used together")),
             (Some(url), _) => Some((url.clone(), None)),
             (None, Some(file)) => Some((file.clone(), Some(()))),
             (None, None) => match (variable("DLOCK_STORE"), variable("DLOCK_STORE_FILE")) {
@@ -103,7 +105,8 @@ impl Settings {
                 (None, None) => None,
             },
         };
-        let here = env::current_dir().map_err(|error| Failure::os("cannot find the working directory", &error))?;
+        // One that was deleted matters to a relative path only, and then the store cannot be opened.
+        let here = env::current_dir().unwrap_or_default();
         let is_default = named.is_none();
         let (store, handed_on) = match named {
             Some((url, None)) => {

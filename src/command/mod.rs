@@ -42,7 +42,10 @@ fn parse_and_perform(args: &[OsString]) -> Ending {
         }
     };
     let done = match asked {
-        Asked::Text(text) => print(&text).map(|()| Ending::OK),
+        Asked::Text(text) => {
+            output::open(output::Verbosity::Normal);
+            print(&text).map(|()| Ending::OK)
+        }
         Asked::Verb(cli) => {
             output::open(config::verbosity(&cli.global));
             perform(*cli)
