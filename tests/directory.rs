@@ -4,39 +4,14 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use nix::unistd::geteuid;
 
 use crate::support::{DLOCK, Done, Store, command, finish, skipped};
 
-/// Users and a group that no account needs to exist for.
-const ALICE: u32 = 41_001;
-const BOB: u32 = 41_002;
-const TEAM: u32 = 41_100;
-
 fn mode(path: &Path, bits: u32) {
     fs::set_permissions(path, Permissions::from_mode(bits)).expect("it is ours");
-}
-
-/// Whether tests may become other users.
-fn is_root() -> bool {
-    geteuid().is_root() || skipped("only root can become other users")
-}
-
-/// dlock as another user, whose groups are just `group`.
-fn as_user(store: &Store, user: u32, group: u32, args: &[&str]) -> Done {
-    // The binary may lie where only its builder can reach it.
-    let binary = store.path("dlock");
-    if !binary.exists() {
-        fs::copy(DLOCK, &binary).expect("a copy of the binary");
-        mode(store.dir.path(), 0o755);
-    }
-    let mut setpriv = command("setpriv");
-    setpriv.args([format!("--reuid={user}"), format!("--regid={group}"), "--clear-groups".into()]);
-    setpriv.arg("sh").args(["-c", "umask 077; exec \"$@\"", "sh"]).arg(binary).args(args);
-    setpriv.env("DLOCK_STORE", format!("file:{}", store.path("locks").display())).current_dir("/");
-    finish(&mut setpriv)
 }
 
 const RUN: [&str; 5] = ["run", "-n", "k", "--", "true"];
@@ -87,28 +62,6 @@ fn a_directory_that_is_a_link_or_no_directory_is_refused() {
 }
 
 #[test]
-fn a_home_that_is_not_set_is_bad_configuration() {
-    if !is_root() {
-        return;
-    }
-    let store = Store::new();
-    let run = |script: &str| {
-        let _ = as_user(&store, ALICE, ALICE, &["--version"]);
-        let mut setpriv = command("setpriv");
-        setpriv.args([format!("--reuid={ALICE}"), format!("--regid={ALICE}"), "--clear-groups".into()]);
-        setpriv.args(["sh", "-c", script, "sh"]).arg(store.path("dlock")).args(RUN).current_dir("/");
-        finish(&mut setpriv)
-    };
-    run("unset HOME XDG_STATE_HOME; exec \"$@\"").says(78, &["HOME is not set"]);
-    run("unset HOME; XDG_STATE_HOME=relative; export XDG_STATE_HOME; exec \"$@\"").says(78, &["HOME is not set"]);
-    fs::create_dir(store.path("home")).expect("a folder");
-    std::os::unix::fs::chown(store.path("home"), Some(ALICE), None).expect("we are root");
-    let home = format!("unset XDG_STATE_HOME; HOME={}; export HOME; exec \"$@\"", store.path("home").display());
-    run(&home).is(0, "", "");
-    assert!(store.path("home/.local/state/dlock/k.lock").exists());
-}
-
-#[test]
 fn a_record_that_is_damaged_or_foreign_is_refused_and_left_as_it_is() {
     let store = used();
     let file = store.key_file("k");
@@ -120,7 +73,10 @@ fn a_record_that_is_damaged_or_foreign_is_refused_and_left_as_it_is() {
     torn[60] ^= 1;
     torn[1_048_576 + 60] ^= 1;
     let newer = newer_layout(&good);
-    let cases: [(&[u8], i32, &str); 6] = [
+    let cases: [(&[u8], i32, &str); 9] = [
+        (&good[..1], 73, "is damaged or not dlock's"),
+        (&good[..47], 73, "is damaged or not dlock's"),
+        (&good[..100], 73, "is damaged or not dlock's"),
         (&good[..30], 73, "is damaged or not dlock's"),
         (&torn, 73, "is damaged or not dlock's"),
         (b"#!/bin/sh\necho hello\n", 73, "is damaged or not dlock's"),
@@ -186,62 +142,6 @@ fn a_key_file_that_is_not_a_plain_file_of_its_own_is_refused() {
 }
 
 #[test]
-fn a_directory_of_another_user_is_refused() {
-    if !is_root() {
-        return;
-    }
-    let store = used();
-    as_user(&store, ALICE, ALICE, &RUN).says(73, &["locks'"]);
-    mode(&store.path("locks"), 0o755);
-    as_user(&store, ALICE, ALICE, &RUN).says(73, &["it belongs to uid 0", "we are 41001"]);
-}
-
-#[test]
-fn a_read_only_directory_is_refused() {
-    if !is_root() {
-        return;
-    }
-    let store = used();
-    std::os::unix::fs::chown(store.path("locks"), Some(ALICE), None).expect("we are root");
-    mode(&store.path("locks"), 0o500);
-    as_user(&store, ALICE, ALICE, &["run", "fresh", "--", "true"]).says(73, &["cannot make", "permission denied"]);
-}
-
-#[test]
-fn a_group_shares_a_setgid_directory_and_others_do_not() {
-    if !is_root() {
-        return;
-    }
-    let store = Store::new();
-    let locks = store.path("locks");
-    fs::create_dir(&locks).expect("a folder");
-    std::os::unix::fs::chown(&locks, Some(ALICE), Some(TEAM)).expect("we are root");
-    mode(&locks, 0o2770);
-    for (user, key) in [(ALICE, "a"), (BOB, "b")] {
-        as_user(&store, user, TEAM, &["run", "-n", key, "--", "true"]).is(0, "", "");
-        assert_eq!(fs::metadata(store.key_file(key)).expect("it was made").mode() & 0o777, 0o660);
-    }
-    as_user(&store, BOB, TEAM, &["run", "-n", "a", "--", "true"]).is(0, "", "");
-    as_user(&store, ALICE, TEAM, &["run", "-n", "b", "--", "true"]).is(0, "", "");
-    store.run(&["run", "-n", "a", "--", "true"]).is(0, "", "");
-    as_user(&store, BOB, BOB, &["run", "-n", "a", "--", "true"]).says(73, &["permission denied"]);
-}
-
-#[test]
-fn root_does_not_lock_a_user_out_of_the_directory_of_that_user() {
-    if !is_root() {
-        return;
-    }
-    let store = Store::new();
-    let locks = store.path("locks");
-    fs::create_dir(&locks).expect("a folder");
-    mode(&locks, 0o700);
-    std::os::unix::fs::chown(&locks, Some(ALICE), Some(ALICE)).expect("we are root");
-    store.run(&RUN).is(0, "", "");
-    as_user(&store, ALICE, ALICE, &RUN).is(0, "", "");
-}
-
-#[test]
 fn a_full_disk_is_a_clear_line_and_loses_nothing() {
     let store = used();
     // Files may not grow beyond what they are: what a full disk does, without one.
@@ -265,10 +165,13 @@ fn a_full_disk_is_a_clear_line_and_loses_nothing() {
 #[test]
 fn a_holder_whose_file_is_deleted_says_so_and_stops() {
     let store = Store::new();
-    let holder = store.holding("k", &[], "echo ready; exec sleep 1000");
+    let holder = store.holding("k", &["--ttl", "1h"], "echo ready; exec sleep 1000");
     fs::remove_file(store.key_file("k")).expect("it is ours");
+    let start = Instant::now();
     store.run(&RUN).is(0, "", "");
     holder.finish().says(76, &["lost 'k'", "stopping the command"]);
+    // Long before the next beat.
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     let short = store.holding("k", &[], "echo ready; cat >/dev/null");
     fs::remove_file(store.key_file("k")).expect("it is ours");
     let done = short.finish();
@@ -289,4 +192,85 @@ fn a_mutex_that_is_never_given_back_is_no_hang() {
     store.run(&["status", "k"]).status.code().map_or_else(|| panic!("it died"), |code| assert_eq!(code, 1));
     stuck.signal(Signal::SIGKILL);
     store.run(&["run", "k", "--", "true"]).is(0, "", "");
+}
+
+/// A shell with a mount namespace of its own, in the test's directory.
+fn with_mounts(store: &Store, script: &str) -> Option<Done> {
+    let mut probe = command("unshare");
+    let allowed = probe.args(["-m", "true"]).output().is_ok_and(|output| output.status.success());
+    if !allowed && !skipped("mount namespaces cannot be made here") {
+        return None;
+    }
+    let mut shell = command("unshare");
+    shell.args(["-m", "sh", "-c", script, "sh", DLOCK]).current_dir(store.dir.path());
+    Some(finish(&mut shell))
+}
+
+#[test]
+fn a_full_file_system_takes_no_new_key_and_keeps_those_it_has() {
+    let store = Store::new();
+    fs::create_dir(store.path("full")).expect("a folder");
+    // A file that holds a record takes two pages of four kilobytes.
+    let script = "mount -t tmpfs -o size=16k,mode=700 none full; export DLOCK_STORE=file:$PWD/full
+        for key in a b c a c; do \"$1\" run -n $key -- true 2>>said; echo $key $?; done
+        rm full/b.lock; \"$1\" run -n c -- true; echo c $?; \"$1\" status --all | wc -l";
+    let Some(done) = with_mounts(&store, script) else { return };
+    done.is(0, "a 0\nb 0\nc 71\na 0\nc 71\nc 0\n3\n", "");
+    let said = fs::read_to_string(store.path("said")).expect("what dlock said");
+    let line = format!("dlock: cannot write '{}': no space left on device\n", store.path("full/c.lock").display());
+    assert_eq!(said, line.repeat(2));
+}
+
+#[test]
+fn what_has_become_read_only_can_still_be_looked_at() {
+    let store = Store::new();
+    let _holder = store.hold("k");
+    let script = "mkdir ro; mount --bind locks ro; mount -o remount,bind,ro ro; export DLOCK_STORE=file:$PWD/ro
+        \"$1\" status | grep -c exclusive; \"$1\" fence k >fence; echo $?
+        \"$1\" run -n k -- true 2>said; echo $?; \"$1\" run -n other -- true 2>>said; echo $?";
+    let Some(done) = with_mounts(&store, script) else { return };
+    done.is(0, "1\n0\n73\n73\n", "");
+    let said = fs::read_to_string(store.path("said")).expect("what dlock said");
+    assert!(said.lines().all(|line| line.ends_with("read-only file system")) && said.lines().count() == 2, "{said}");
+    store.run(&["run", "-n", "other", "--", "true"]).is(0, "", "");
+}
+
+#[test]
+fn a_record_that_cannot_be_read_hides_no_other() {
+    let store = used();
+    let file = store.key_file("k");
+    let newer = newer_layout(&fs::read(&file).expect("a record"));
+    let _holder = store.hold("held");
+    let looks = |words: &str| {
+        for args in [&["status"][..], &["status", "--all"], &["status", "--prefix", ""], &["status", "--json"]] {
+            let done = store.run(args);
+            done.says(0, &["k.lock'", words]);
+            assert!(done.stdout.contains("held"), "{done:#?}");
+        }
+        // Who asks for it by name is told that it is not known.
+        assert!(matches!(store.run(&["status", "k", "held"]).status.code(), Some(73 | 78)));
+    };
+    fs::write(&file, newer).expect("it is ours");
+    looks("a newer dlock");
+    fs::write(&file, "#!/bin/sh\n").expect("it is ours");
+    looks("is damaged or not dlock's");
+    fs::remove_file(&file).expect("it is ours");
+    symlink("/etc/passwd", &file).expect("a link");
+    looks("symbolic link");
+    fs::remove_file(&file).expect("it is ours");
+    finish(command("mkfifo").arg(&file)).is(0, "", "");
+    looks("not a regular file");
+    fs::remove_file(&file).expect("it is ours");
+    store.run(&RUN).is(0, "", "");
+}
+
+#[test]
+fn a_record_that_is_damaged_while_it_is_held_does_not_stop_the_command() {
+    let store = Store::new();
+    let holder = store.holding("k", &["--ttl", "500ms"], "echo ready; cat >/dev/null; exit 3");
+    fs::write(store.key_file("k"), "garbage").expect("it is ours");
+    store.run(&RUN).says(73, &["if nobody holds 'k', remove it"]);
+    holder.finish().says(3, &["cannot give 'k' back", "is damaged"]);
+    fs::remove_file(store.key_file("k")).expect("it is ours");
+    store.run(&RUN).is(0, "", "");
 }

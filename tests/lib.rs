@@ -17,4 +17,5 @@ mod status;
 mod support;
 mod terminal;
 mod unlock;
+mod users;
 mod waiting;

@@ -62,7 +62,10 @@ fn nothing_that_others_wrote_reaches_the_terminal_raw() {
     let _holder = store.holding("k", &["--note", "\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}"], "echo ready; cat >/dev/null");
     let shown = store.run(&["status"]).stdout;
     let busy = store.run(&["run", "-n", "k", "--", "true"]).stderr;
-    for text in [shown, busy] {
+    let json = store.run(&["status", "--json"]).stdout;
+    let read: serde_json::Value = serde_json::from_str(&json).expect("it is JSON");
+    assert_eq!(read["keys"][0]["holders"][0]["note"], "\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}", "nothing is lost");
+    for text in [shown, busy, json] {
         assert!(text.contains("owned"), "{text:?}");
         assert!(text.chars().all(|c| c == '\n' || !c.is_control() && c != '\u{202e}'), "{text:?}");
     }
@@ -89,4 +92,65 @@ fn looking_makes_nothing() {
     store.run(&["run", "k", "--", "true"]).is(0, "", "");
     store.run(&["fence", "other"]).is(0, "0\n", "");
     assert!(!store.key_file("other").exists());
+}
+
+/// The names of an object, sorted.
+fn names(object: &serde_json::Value) -> Vec<&str> {
+    let mut names: Vec<&str> = object.as_object().expect("an object").keys().map(String::as_str).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn the_names_in_the_json_are_those_that_programs_rely_on() {
+    let store = Store::new();
+    let _holder = store.holding("k", &["--slots", "1"], "echo ready; cat >/dev/null");
+    let _waiter = store.waiting("k", &[], "true");
+    let done = store.run(&["status", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&done.stdout).expect("it is JSON");
+    assert_eq!(names(&status), ["keys", "schema", "store"]);
+    let key = &status["keys"][0];
+    assert_eq!(names(key), ["fence", "held", "holders", "key", "queue"]);
+    let who = ["host", "pid", "user", "program", "note", "lease", "mode", "since"];
+    let with = |more: &[&'static str]| {
+        let mut all = [&who[..], more].concat();
+        all.sort_unstable();
+        all
+    };
+    let hold =
+        ["slots", "fence", "depth", "held_ms", "waited_ms", "until", "hold_until", "cooling", "revoked", "attended"];
+    assert_eq!(names(&key["holders"][0]), with(&hold));
+    assert_eq!(names(&key["queue"][0]), with(&["waiting_ms"]));
+    assert_eq!(status["store"], format!("file:{}", store.path("locks").canonicalize().expect("it is there").display()));
+}
+
+#[test]
+fn nothing_is_an_empty_list_and_not_an_error() {
+    let store = Store::new();
+    for args in [&["status", "--json"][..], &["status", "--json", "--all"], &["status", "--json", "--prefix", "x"]] {
+        let done = store.run(args);
+        assert_eq!((done.status.code(), &*done.stderr), (Some(1), ""));
+        let status: serde_json::Value = serde_json::from_str(&done.stdout).expect("it is JSON");
+        assert_eq!((&status["schema"], &status["keys"]), (&1.into(), &serde_json::json!([])));
+    }
+    store.run(&["status", "-v"]).says(1, &["no key is held"]);
+    let done = store.run(&["status", "--json", "never"]);
+    let status: serde_json::Value = serde_json::from_str(&done.stdout).expect("it is JSON");
+    assert_eq!((&status["keys"][0]["held"], &status["keys"][0]["fence"]), (&false.into(), &0.into()));
+}
+
+#[test]
+fn a_fence_rises_when_a_key_is_taken_and_when_it_is_given_back() {
+    let store = Store::new();
+    let fence = || store.run(&["fence", "k"]).stdout.trim().parse::<u64>().expect("a number");
+    assert_eq!(fence(), 0);
+    let mut last = 0;
+    for _ in 0..3 {
+        let mut holder = store.holding("k", &[], "echo ready; echo $DLOCK_FENCE; cat >/dev/null");
+        let seen = holder.read_line().and_then(|line| line.parse::<u64>().ok()).expect("a number");
+        assert!(seen > last && fence() == seen, "{last}, {seen}");
+        holder.finish().is(0, "", "");
+        last = fence();
+        assert!(last > seen, "{seen}, {last}");
+    }
 }
