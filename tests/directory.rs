@@ -6,9 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-
-use crate::support::{DLOCK, Done, Store, command, finish, skipped};
+use crate::support::{DLOCK, Done, Running, Store, command, finish, skipped, wait_for};
 
 fn mode(path: &Path, bits: u32) {
     fs::set_permissions(path, Permissions::from_mode(bits)).expect("it is ours");
@@ -181,17 +179,28 @@ fn a_holder_whose_file_is_deleted_says_so_and_stops() {
 #[test]
 fn a_mutex_that_is_never_given_back_is_no_hang() {
     let store = used();
-    let script = "import fcntl, struct, sys, os\n\
-        f = os.open(sys.argv[1], os.O_RDWR)\n\
-        fcntl.fcntl(f, 37, struct.pack('hhqqi4x', fcntl.F_WRLCK, 0, 0, 1, 0))\n\
-        print('ready', flush=True); sys.stdin.read()";
-    let mut python = command("python3");
-    let mut stuck = crate::support::Running::start(python.args(["-c", script]).arg(store.key_file("k")));
-    stuck.await_line("ready");
+    let stuck = store.keep_mutex("k");
     store.run(&RUN).says(69, &["k.lock' is kept locked by another dlock"]);
-    store.run(&["status", "k"]).status.code().map_or_else(|| panic!("it died"), |code| assert_eq!(code, 1));
-    stuck.signal(Signal::SIGKILL);
-    store.run(&["run", "k", "--", "true"]).is(0, "", "");
+    assert_eq!(store.run(&["status", "k"]).status.code(), Some(1));
+    drop(stuck);
+    store.run(&RUN).is(0, "", "");
+}
+
+#[test]
+fn a_file_that_is_deleted_while_somebody_waits_for_its_mutex_is_not_locked() {
+    let store = used();
+    let mutex = store.keep_mutex("k");
+    let late = Running::start(&mut store.dlock(&RUN));
+    let pid = late.pid();
+    wait_for("a thread that waits for the mutex", || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        tasks.map(name).any(|name| name == "mutex\n")
+    });
+    fs::remove_file(store.key_file("k")).expect("it is ours");
+    let _holder = store.hold("k");
+    drop(mutex);
+    late.finish().says(75, &["'k' is held by"]);
 }
 
 /// A shell with a mount namespace of its own, in the test's directory.

@@ -3,12 +3,9 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::process::Stdio;
 
 use dlock::exit::TABLE;
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::libc;
 use nix::sys::signal::Signal;
 
 use crate::support::{DLOCK, Done, Store, command, finish};
@@ -267,7 +264,7 @@ fn every_code_of_the_table_is_had_as_it_says() {
             }
             "64" => run(&["-E", "600", "k"], &["true"]),
             "69" => {
-                let _locked = stuck(&store.key_file("k"));
+                let _locked = store.keep_mutex("k");
                 run(&["k"], &["true"])
             }
             // The first needs a bug, which a unit test of src/command has; the other one a store with passwords.
@@ -288,15 +285,6 @@ fn every_code_of_the_table_is_had_as_it_says() {
         done.says(code.parse().expect("a number"), &[]);
     }
     run(&["-n", "k"], &["true"]).is(0, "", "");
-}
-
-/// The mutex of a key's file, kept as a dlock keeps it that is stopped in the middle of a change.
-fn stuck(path: &Path) -> fs::File {
-    let file = fs::File::options().read(true).write(true).open(path).expect("the key was held");
-    let write = i16::try_from(libc::F_WRLCK).expect("lock types are small");
-    let lock = libc::flock { l_type: write, l_whence: 0, l_start: 0, l_len: 1, l_pid: 0 };
-    fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)).expect("nobody else has it");
-    file
 }
 
 #[test]

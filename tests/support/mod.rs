@@ -3,6 +3,7 @@
 
 pub(crate) mod activity;
 pub(crate) mod journal;
+pub(crate) mod mutex;
 pub(crate) mod tree;
 
 use std::fs;
