@@ -111,20 +111,17 @@ impl Settings {
         let (store, handed_on) = match named {
             Some((url, None)) => {
                 let store = url_of(&url, &here)?;
-                let Url::File(path) = &store;
-                let mut absolute = OsString::from("file:");
-                absolute.push(path);
-                (store, ("DLOCK_STORE", absolute))
+                let text = store.text();
+                (store, ("DLOCK_STORE", text))
             }
             Some((file, Some(()))) => {
                 let file = here.join(file);
                 (from_file(&file, &here)?, ("DLOCK_STORE_FILE", file.into_os_string()))
             }
             None => {
-                let path = default_directory()?;
-                let mut url = OsString::from("file:");
-                url.push(&path);
-                (Url::File(path), ("DLOCK_STORE", url))
+                let store = Url::File(default_directory()?);
+                let text = store.text();
+                (store, ("DLOCK_STORE", text))
             }
         };
         Ok(Self { store, is_default, handed_on, store_timeout })

@@ -2,7 +2,7 @@
 
 mod examples;
 mod rules;
-mod world;
+pub(crate) mod world;
 
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ const PROCESSES: usize = 5;
 
 /// What a process asks for, apart from the ids.
 #[derive(Clone, Debug)]
-struct Wish {
+pub(crate) struct Wish {
     mode: Mode,
-    ttl: Option<Duration>,
-    patience: Patience,
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) patience: Patience,
     if_fence: Option<Expected>,
     min_hold: Duration,
     max_reentry: u32,
@@ -38,14 +38,14 @@ impl Default for Wish {
 
 /// The fence that a wish hopes to find.
 #[derive(Clone, Debug)]
-enum Expected {
+pub(crate) enum Expected {
     Current,
     Stale,
 }
 
 /// Which level is meant.
 #[derive(Clone, Debug)]
-enum Which {
+pub(crate) enum Which {
     /// One of those that hold or wait.
     Known(Index),
     /// One of the last that were ever asked for.
@@ -54,7 +54,7 @@ enum Which {
 
 /// One thing that happens.
 #[derive(Clone, Debug)]
-enum Step {
+pub(crate) enum Step {
     /// A process asks for the key, or asks again while it waits or holds.
     Ask(usize, Wish),
     /// A process sends one of its questions once more, however late: its reply was lost.
@@ -73,9 +73,9 @@ enum Step {
 }
 
 /// A key, its world, and those who want it.
-struct Play {
-    world: World,
-    record: Record,
+pub(crate) struct Play {
+    pub(crate) world: World,
+    pub(crate) record: Record,
     /// What each process asked for under its latest lease.
     asks: [Vec<Ask>; PROCESSES],
     /// All levels that were ever asked for.
@@ -84,7 +84,7 @@ struct Play {
 
 impl Play {
     /// A key that has been held so many times before, with this fence by now.
-    fn new(past: usize, fence: Fence) -> Self {
+    pub(crate) fn new(past: usize, fence: Fence) -> Self {
         let record = Record::new(Key::parse("k").expect("a letter is a key"));
         let mut play = Self { world: World::new(), record, asks: Default::default(), levels: Vec::new() };
         for _ in 0..past {
@@ -97,7 +97,7 @@ impl Play {
     }
 
     /// Does the step; nothing if it does not ask anything of the record.
-    fn step(&mut self, step: &Step) -> Option<Moment> {
+    pub(crate) fn step(&mut self, step: &Step) -> Option<Moment> {
         match step {
             Step::Ask(who, wish) => {
                 let known = self.asks[*who].first();
@@ -263,7 +263,7 @@ fn which() -> impl Strategy<Value = Which> {
     prop_oneof![3 => any::<Index>().prop_map(Which::Known), 1 => any::<Index>().prop_map(Which::Any)]
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(crate) fn step() -> impl Strategy<Value = Step> {
     let who = || 0..PROCESSES;
     let whose = proptest::sample::subsequence(vec![0, 1, 2, 3, 4], 1..PROCESSES);
     let time = prop_oneof![Just(1), Just(1_000), Just(200_000), Just(999_999), Just(1_000_000), Just(2_000_000)];

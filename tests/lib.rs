@@ -10,6 +10,8 @@ mod input;
 mod law;
 mod readme;
 mod record;
+#[cfg(feature = "redis")]
+mod redis;
 mod reentry;
 mod run;
 mod signals;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::cli::{self, Asked, Verb};
 use crate::config::{self, Settings};
 use crate::exit::{Code, Ending, Failure};
+use crate::holder;
 use crate::output;
 use crate::store::{self, Intent, Store, StoreError, Trouble};
 
@@ -74,9 +75,14 @@ fn print(text: &str) -> Result<(), Failure> {
     output::print(text).map_err(|error| Failure::os("cannot write to stdout", &error))
 }
 
-/// Opens the store to look at it, or to change what is there.
-fn open(settings: &Settings) -> Result<Arc<dyn Store>, Failure> {
-    Ok(store::open(&settings.store, Intent::Look)?)
+/// Opens the store.
+fn open(settings: &Settings, intent: Intent) -> Result<Arc<dyn Store>, Failure> {
+    Ok(store::open(&settings.store, intent, settings.store_timeout.min(holder::REQUEST))?)
+}
+
+/// Asks the store for something, for as long as one that cannot be reached is to be tried.
+fn ask<T>(settings: &Settings, work: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    holder::patiently(settings.store_timeout, work)
 }
 
 impl From<StoreError> for Failure {

@@ -15,11 +15,8 @@ use crate::exit::{Code, Ending, Failure};
 use crate::holder::{self, Acquired, Lease};
 use crate::model::{self, Ask, Hold, Patience, Refusal, Released};
 use crate::signal;
-use crate::store::{self, Intent, Store};
+use crate::store::{Intent, Store};
 use crate::sys::Inherited;
-
-/// How long the sign of life of one who waits is good.
-const SIGN_OF_LIFE: std::time::Duration = std::time::Duration::from_secs(15);
 
 /// Holds a key while a command runs.
 pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure> {
@@ -37,7 +34,7 @@ pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure
     });
     let ready = ready.map_err(|error| Failure::os("cannot start the guardian", &error))?;
     let Some((guardian, asked)) = ready else { return Ok(Ending::OK) };
-    let store = store::open(&settings.store, Intent::Lock)?;
+    let store = super::open(&settings, Intent::Lock)?;
     if !store.capabilities().allow(plan.mode) {
         let words = format!("{} cannot hold a key as {}", store.describe(), plan.mode);
         return Err(Failure::new(Code::Config, words));
@@ -65,7 +62,7 @@ fn ask(plan: &RunPlan, held: &Held, store: &str) -> Result<Ask, Failure> {
         Some(wait) if wait.is_zero() => Patience::None,
         // Whoever compares wants to know at once.
         _ if plan.if_fence.is_some() => Patience::None,
-        _ => Patience::SignOfLife(SIGN_OF_LIFE),
+        _ => Patience::SignOfLife(model::SIGN_OF_LIFE),
     };
     Ok(Ask {
         lease: held.lease(store, &plan.key).unwrap_or(level),

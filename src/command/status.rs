@@ -10,7 +10,7 @@ use crate::config::{self, Settings};
 use crate::exit::{Ending, Failure};
 use crate::model::{Hold, Info, Key, Mode, Record, Stamp, Waiter};
 use crate::output;
-use crate::store::Trouble;
+use crate::store::{Intent, Trouble};
 
 /// The version of the JSON. Names in it stay as they are.
 const SCHEMA: u32 = 1;
@@ -18,12 +18,12 @@ const SCHEMA: u32 = 1;
 /// Shows keys; exits 0 if any of them is held, else 1.
 pub(super) fn status(status: &cli::Status, settings: &Settings) -> Result<Ending, Failure> {
     let named: Vec<Key> = status.keys.iter().map(|key| config::key(key)).collect::<Result<_, _>>()?;
-    let store = super::open(settings)?;
-    let keys = if named.is_empty() { store.list()? } else { named.clone() };
+    let store = super::open(settings, Intent::Look)?;
+    let keys = if named.is_empty() { super::ask(settings, || store.list())? } else { named.clone() };
     let prefix = status.prefix.as_deref().unwrap_or_default();
     let mut records = Vec::new();
     for key in keys.into_iter().filter(|key| key.as_str().starts_with(prefix)) {
-        let record = match store.inspect(&key) {
+        let record = match super::ask(settings, || store.inspect(&key)) {
             Ok(record) => record.unwrap_or_else(|| Record::new(key)),
             // Nobody asked for this one, and it hides no other.
             Err(error) if named.is_empty() && matches!(error.trouble, Trouble::Unfit | Trouble::Untrusted) => {

@@ -10,7 +10,7 @@ use crate::config::{self, Settings};
 use crate::exit::{Code, Ending, Failure};
 use crate::model::{Hold, Key, LeaseId};
 use crate::output;
-use crate::store::{Store, Watch};
+use crate::store::{Intent, Store, Watch};
 
 /// How long a holder may take to stop where its lease has no end: longer than any sensible kill-after.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,8 +26,8 @@ pub(super) fn unlock(unlock: &cli::Unlock, settings: &Settings) -> Result<Ending
     if !unlock.yes && !io::stdin().is_terminal() {
         return Err(Failure::usage("nobody is there to ask; say '--yes' to unlock without being asked"));
     }
-    let store = super::open(settings)?;
-    let holders = store.inspect(&key)?.map(|record| record.holders).unwrap_or_default();
+    let store = super::open(settings, Intent::Look)?;
+    let holders = super::ask(settings, || store.inspect(&key))?.map(|record| record.holders).unwrap_or_default();
     if holders.is_empty() {
         log::warn!("'{key}' is free{}", words::place(settings, &*store));
         return Ok(WAS_FREE);
@@ -50,7 +50,8 @@ pub(super) fn unlock(unlock: &cli::Unlock, settings: &Settings) -> Result<Ending
     let leases: Vec<LeaseId> = meant.iter().map(|hold| hold.lease).collect();
     let left = meant.iter().filter_map(|hold| hold.ends_at()).map(|end| end.since(words::now())).max();
     let wait = wait.or(left).unwrap_or(PATIENCE);
-    if store.revoke(&key, &leases, unlock.force)?.told == 0 || await_end(&*store, &key, &leases, wait)? {
+    let unlocked = super::ask(settings, || store.revoke(&key, &leases, unlock.force))?;
+    if unlocked.told == 0 || await_end(settings, &*store, &key, &leases, wait)? {
         log::info!("'{key}' was unlocked");
         return Ok(Ending::OK);
     }
@@ -60,18 +61,24 @@ pub(super) fn unlock(unlock: &cli::Unlock, settings: &Settings) -> Result<Ending
 }
 
 /// Waits until none of the leases holds the key; whether that came in time.
-fn await_end(store: &dyn Store, key: &Key, leases: &[LeaseId], wait: Duration) -> Result<bool, Failure> {
+fn await_end(
+    settings: &Settings,
+    store: &dyn Store,
+    key: &Key,
+    leases: &[LeaseId],
+    wait: Duration,
+) -> Result<bool, Failure> {
     let until = Moment::now().after(wait);
     let watch = Watch::Ends(leases.to_vec());
     loop {
-        let record = store.inspect(key)?;
+        let record = super::ask(settings, || store.inspect(key))?;
         if !record.is_some_and(|record| leases.iter().any(|lease| record.hold(*lease).is_some())) {
             return Ok(true);
         }
         if until.left().is_zero() {
             return Ok(false);
         }
-        store.await_change(key, &watch, Some(until.left()))?;
+        super::ask(settings, || store.await_change(key, &watch, Some(until.left())))?;
     }
 }
 

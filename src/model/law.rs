@@ -10,6 +10,10 @@ use super::{Fence, LeaseId, LevelId, Mode, Stamp};
 /// machine needs to wake a process, short enough that nobody takes a frozen waiter for a holder.
 pub const OFFER: Duration = Duration::from_secs(1);
 
+/// How long a sign of life of one who waits is good, where it goes by time. Half as long again as it takes
+/// to the next one, and long enough that all of them together do not disturb a server.
+pub const SIGN_OF_LIFE: Duration = Duration::from_secs(24);
+
 /// The store's clock, and what the store itself knows of the life of holders and waiters.
 pub trait Clock {
     /// Now, by the store.
@@ -430,7 +434,8 @@ impl Record {
         for at in 0..self.queue.len() {
             let offered = self.admits(self.queue[at].mode, at);
             let waiter = &mut self.queue[at];
-            waiter.offered_at = offered.then(|| waiter.offered_at.unwrap_or(now));
+            // A clock that was set back does not prolong an offer.
+            waiter.offered_at = offered.then(|| waiter.offered_at.map_or(now, |since| since.min(now)));
         }
     }
 }

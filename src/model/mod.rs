@@ -12,7 +12,9 @@ mod stamp;
 
 pub use id::{Fence, LeaseId, LevelId, NotALease};
 pub use key::{Key, KeyError};
-pub use law::{Answer, Ask, Clock, Grant, OFFER, Patience, Refusal, Released, Renewed, Role, Standing, Unlocked};
+pub use law::{
+    Answer, Ask, Clock, Grant, OFFER, Patience, Refusal, Released, Renewed, Role, SIGN_OF_LIFE, Standing, Unlocked,
+};
 pub use mode::Mode;
 pub use record::{
     Counters, Ending, Event, EventKind, Hold, Info, LAYOUT, Level, MAX_EVENTS, Record, RecordError, Ticket, Waiter,

@@ -43,16 +43,16 @@ impl<R: Register> Store for Ledger<R> {
         self.0.capabilities()
     }
 
-    fn acquire(&self, key: &Key, ask: &Ask) -> Result<Answer, StoreError> {
+    fn acquire(&self, key: &Key, ask: &Ask, _: Duration) -> Result<Answer, StoreError> {
         let ask = self.fit(ask);
         self.0.transact(key, Some(ask.level), |record, clock| record.acquire(clock, &ask))
     }
 
-    fn renew(&self, key: &Key, level: LevelId, ttl: Duration) -> Result<Renewed, StoreError> {
+    fn renew(&self, key: &Key, level: LevelId, ttl: Duration, _: Duration) -> Result<Renewed, StoreError> {
         self.0.transact(key, Some(level), |record, clock| record.renew(clock, level, ttl))
     }
 
-    fn release(&self, key: &Key, level: LevelId, ending: Option<Ending>) -> Result<Released, StoreError> {
+    fn release(&self, key: &Key, level: LevelId, ending: Option<Ending>, _: Duration) -> Result<Released, StoreError> {
         self.0.transact(key, Some(level), |record, clock| record.release(clock, level, ending.clone()))
     }
 

@@ -6,6 +6,8 @@
 
 mod file;
 mod ledger;
+#[cfg(feature = "redis")]
+mod redis;
 mod registry;
 
 use std::fmt;
@@ -14,11 +16,15 @@ use std::time::Duration;
 
 pub use file::FileRegister;
 pub use ledger::Ledger;
+#[cfg(feature = "redis")]
+pub use redis::{Address, RedisStore};
 pub use registry::{BadUrl, Intent, Url, open};
 
 use crate::model::{Answer, Ask, Clock, Ending, Key, LeaseId, LevelId, Mode, Record, Released, Renewed, Unlocked};
 
-/// A place that keeps leases. Answers are yes or a definite no; an error only ever means "unknown".
+/// A place that keeps leases. Answers are yes or a definite no; an error only ever means "unknown". What
+/// has a `within` takes no longer than that, where the store is on another machine; the rest takes no longer
+/// than what [`open`] was told.
 pub trait Store: Send + Sync {
     /// The same text for the same store, and without a password.
     fn identity(&self) -> &str;
@@ -33,19 +39,25 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError`]: it is not known whether the key is ours.
-    fn acquire(&self, key: &Key, ask: &Ask) -> Result<Answer, StoreError>;
+    fn acquire(&self, key: &Key, ask: &Ask, within: Duration) -> Result<Answer, StoreError>;
 
     /// Extends a level.
     ///
     /// # Errors
     /// [`StoreError`]: it is not known whether the level was extended.
-    fn renew(&self, key: &Key, level: LevelId, ttl: Duration) -> Result<Renewed, StoreError>;
+    fn renew(&self, key: &Key, level: LevelId, ttl: Duration, within: Duration) -> Result<Renewed, StoreError>;
 
     /// Gives a level back, or leaves the queue.
     ///
     /// # Errors
     /// [`StoreError`]: it is not known whether the level is still there.
-    fn release(&self, key: &Key, level: LevelId, ending: Option<Ending>) -> Result<Released, StoreError>;
+    fn release(
+        &self,
+        key: &Key,
+        level: LevelId,
+        ending: Option<Ending>,
+        within: Duration,
+    ) -> Result<Released, StoreError>;
 
     /// Forced unlock of exactly these leases; see [`Record::unlock`].
     ///

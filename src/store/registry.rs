@@ -1,9 +1,13 @@
 //! From a URL to a store. A new backend is one line in [`Url::parse`] and one in [`open`].
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+#[cfg(feature = "redis")]
+use super::{Address, RedisStore};
 use super::{FileRegister, Ledger, Store, StoreError};
 
 /// Where a store is.
@@ -11,7 +15,21 @@ use super::{FileRegister, Ledger, Store, StoreError};
 pub enum Url {
     /// `file:DIR`: a directory of this machine.
     File(PathBuf),
+    /// `redis://…`: a Redis or Valkey server.
+    #[cfg(feature = "redis")]
+    Redis(Box<Address>),
 }
+
+/// What this dlock was built with.
+const KNOWN: &[&str] = &[
+    "'file:DIR'",
+    #[cfg(feature = "redis")]
+    "'redis://HOST'",
+    #[cfg(feature = "redis")]
+    "'rediss://HOST'",
+    #[cfg(feature = "redis")]
+    "'redis+unix:///SOCKET'",
+];
 
 /// A text that names no store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +52,26 @@ impl Url {
                 }
                 Ok(Self::File(here.join(path)))
             }
-            _ => Err(BadUrl(format!("this dlock knows no store '{scheme}:'; it knows 'file:DIR'"))),
+            #[cfg(feature = "redis")]
+            "redis" | "rediss" | "redis+unix" => match Address::parse(text, here) {
+                Ok(address) => Ok(Self::Redis(Box::new(address))),
+                Err(words) => Err(BadUrl(format!("the '{scheme}:' URL of the store is not good: {words}"))),
+            },
+            _ => Err(BadUrl(format!("this dlock knows no store '{scheme}:'; it knows {}", KNOWN.join(", ")))),
+        }
+    }
+
+    /// The URL itself, paths absolute. It may hold a password.
+    #[must_use]
+    pub fn text(&self) -> OsString {
+        match self {
+            Self::File(path) => {
+                let mut text = OsString::from("file:");
+                text.push(path);
+                text
+            }
+            #[cfg(feature = "redis")]
+            Self::Redis(address) => address.text().into(),
         }
     }
 }
@@ -48,13 +85,15 @@ pub enum Intent {
     Look,
 }
 
-/// Opens a store. Makes no thread.
+/// Opens a store. Makes no thread. What has no limit of its own may take `patience`.
 ///
 /// # Errors
 /// [`StoreError`] if it is known at once that the store cannot be used.
-pub fn open(url: &Url, intent: Intent) -> Result<Arc<dyn Store>, StoreError> {
+pub fn open(url: &Url, intent: Intent, patience: Duration) -> Result<Arc<dyn Store>, StoreError> {
     match url {
         Url::File(path) => Ok(Arc::new(Ledger::new(FileRegister::open(path, intent == Intent::Lock)?))),
+        #[cfg(feature = "redis")]
+        Url::Redis(address) => Ok(Arc::new(RedisStore::new(address, patience))),
     }
 }
 

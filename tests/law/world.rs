@@ -10,14 +10,14 @@ use dlock::model::{
 
 /// Virtual time, and the tickets whose owners live.
 #[derive(Clone, Debug)]
-pub(super) struct World {
-    pub(super) now: Stamp,
-    pub(super) living: BTreeSet<(Ticket, Role)>,
+pub(crate) struct World {
+    pub(crate) now: Stamp,
+    pub(crate) living: BTreeSet<(Ticket, Role)>,
 }
 
 /// One operation, and what was answered.
 #[derive(Clone, Debug)]
-pub(super) enum Act {
+pub(crate) enum Act {
     Acquire(Box<Ask>, Answer),
     Renew(LevelId, Duration, Renewed),
     Release(LevelId, Released),
@@ -27,15 +27,15 @@ pub(super) enum Act {
 
 /// All that the rules judge by: a record before and after one operation.
 #[derive(Debug)]
-pub(super) struct Moment {
-    pub(super) world: World,
-    pub(super) before: Record,
+pub(crate) struct Moment {
+    pub(crate) world: World,
+    pub(crate) before: Record,
     /// What the rules leave of `before` at this instant, whatever the operation.
-    pub(super) left: Record,
+    pub(crate) left: Record,
     /// What became of those that `left` lacks or has without levels.
-    pub(super) ended: Vec<(EventKind, Hold)>,
-    pub(super) act: Act,
-    pub(super) after: Record,
+    pub(crate) ended: Vec<(EventKind, Hold)>,
+    pub(crate) act: Act,
+    pub(crate) after: Record,
 }
 
 impl Clock for World {
@@ -50,33 +50,33 @@ impl Clock for World {
 
 impl World {
     /// An ordinary day, with nobody alive.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { now: Stamp::from_micros(1_700_000_000_000_000), living: BTreeSet::new() }
     }
 
-    pub(super) fn pass(&mut self, time: Duration) {
+    pub(crate) fn pass(&mut self, time: Duration) {
         self.now = self.now.after(time);
     }
 
-    pub(super) fn at(&self, now: Stamp) -> Self {
+    pub(crate) fn at(&self, now: Stamp) -> Self {
         Self { now, ..self.clone() }
     }
 
     /// The owner of `level` shows its life in whatever it does now.
-    pub(super) fn lives(&mut self, record: &Record, level: LevelId) {
+    pub(crate) fn lives(&mut self, record: &Record, level: LevelId) {
         if let Some((ticket, role, _)) = record.sign_of_life(level) {
             self.living.retain(|(other, _)| *other != ticket);
             self.living.insert((ticket, role));
         }
     }
 
-    pub(super) fn dies(&mut self, record: &Record, level: LevelId) {
+    pub(crate) fn dies(&mut self, record: &Record, level: LevelId) {
         if let Some((ticket, ..)) = record.sign_of_life(level) {
             self.living.retain(|(other, _)| *other != ticket);
         }
     }
 
-    pub(super) fn acquire(&mut self, record: &mut Record, ask: &Ask) -> Moment {
+    pub(crate) fn acquire(&mut self, record: &mut Record, ask: &Ask) -> Moment {
         let (before, world) = (record.clone(), self.clone());
         let answer = record.acquire(self, ask);
         self.lives(record, ask.level);
@@ -85,25 +85,25 @@ impl World {
         moment
     }
 
-    pub(super) fn renew(&self, record: &mut Record, level: LevelId, ttl: Duration) -> Moment {
+    pub(crate) fn renew(&self, record: &mut Record, level: LevelId, ttl: Duration) -> Moment {
         let before = record.clone();
         let answer = record.renew(self, level, ttl);
         Moment::new(self.clone(), before, Act::Renew(level, ttl, answer), record)
     }
 
-    pub(super) fn release(&self, record: &mut Record, level: LevelId) -> Moment {
+    pub(crate) fn release(&self, record: &mut Record, level: LevelId) -> Moment {
         let before = record.clone();
         let answer = record.release(self, level, None);
         Moment::new(self.clone(), before, Act::Release(level, answer), record)
     }
 
-    pub(super) fn unlock(&self, record: &mut Record, leases: Vec<LeaseId>, force: bool) -> Moment {
+    pub(crate) fn unlock(&self, record: &mut Record, leases: Vec<LeaseId>, force: bool) -> Moment {
         let before = record.clone();
         let answer = record.unlock(self, &leases, force);
         Moment::new(self.clone(), before, Act::Unlock(leases, force, answer), record)
     }
 
-    pub(super) fn look(&self, record: &Record) -> Moment {
+    pub(crate) fn look(&self, record: &Record) -> Moment {
         Moment::new(self.clone(), record.clone(), Act::Look, &record.clone().seen(self))
     }
 }
@@ -115,22 +115,22 @@ impl Moment {
         Self { world, before, left, ended, act, after: after.clone() }
     }
 
-    pub(super) fn now(&self) -> Stamp {
+    pub(crate) fn now(&self) -> Stamp {
         self.world.now
     }
 
     /// Whether the owner of `lease` asked for the key in this operation, and so showed its life.
-    pub(super) fn is_by(&self, lease: LeaseId) -> bool {
+    pub(crate) fn is_by(&self, lease: LeaseId) -> bool {
         matches!(&self.act, Act::Acquire(ask, _) if ask.lease == lease)
     }
 
     /// The hold that this operation brought about.
-    pub(super) fn granted(&self) -> Option<&Hold> {
+    pub(crate) fn granted(&self) -> Option<&Hold> {
         self.after.holders.iter().find(|hold| self.left.hold(hold.lease).is_none())
     }
 
     /// The holds that this operation went through, as they were left before it and as they are after it.
-    pub(super) fn kept(&self) -> impl Iterator<Item = (&Hold, &Hold)> {
+    pub(crate) fn kept(&self) -> impl Iterator<Item = (&Hold, &Hold)> {
         self.left.holders.iter().filter_map(|was| Some((was, self.after.hold(was.lease)?)))
     }
 }

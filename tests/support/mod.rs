@@ -4,6 +4,8 @@
 pub(crate) mod activity;
 pub(crate) mod journal;
 pub(crate) mod mutex;
+#[cfg(feature = "redis")]
+pub(crate) mod redis;
 pub(crate) mod tree;
 
 use std::fs;
@@ -25,11 +27,44 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The binary under test.
 pub(crate) const DLOCK: &str = env!("CARGO_BIN_EXE_dlock");
 
-/// A lock directory of its own.
+/// A store of a test's own: a lock directory, or a server that dies with the test.
 pub(crate) struct Store {
-    /// A directory for the test's files; the locks are in `locks` in it.
+    /// A directory for the test's files; the locks of a file store are in `locks` in it.
     pub(crate) dir: TempDir,
+    url: String,
+    #[cfg(feature = "redis")]
+    server: Option<redis::Server>,
 }
+
+/// Makes a test of each promise for each store; one whose server is not installed is skipped by name.
+macro_rules! on_every_store {
+    ($(#[test] fn $promise:ident($store:ident: &Store) $body:block)*) => {
+        $(mod $promise {
+            #[allow(unused_imports, reason = "some promises need nothing of the file")]
+            use super::*;
+
+            fn promise($store: &Store) $body
+
+            #[test]
+            fn file() {
+                promise(&Store::new());
+            }
+
+            #[cfg(feature = "redis")]
+            #[test]
+            fn redis() {
+                $crate::support::redis::on_a_server($crate::support::redis::REDIS, promise);
+            }
+
+            #[cfg(feature = "redis")]
+            #[test]
+            fn valkey() {
+                $crate::support::redis::on_a_server($crate::support::redis::VALKEY, promise);
+            }
+        })*
+    };
+}
+pub(crate) use on_every_store;
 
 /// How a process ended and what it wrote.
 #[derive(Debug)]
@@ -47,8 +82,21 @@ pub(crate) struct Running {
 }
 
 impl Store {
+    /// A lock directory.
     pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir().expect("a directory for the test") }
+        let dir = tempfile::tempdir().expect("a directory for the test");
+        let url = format!("file:{}", dir.path().join("locks").display());
+        Self {
+            dir,
+            url,
+            #[cfg(feature = "redis")]
+            server: None,
+        }
+    }
+
+    /// Whether leases of `run` end unless they are renewed.
+    pub(crate) fn beats(&self) -> bool {
+        !self.url.starts_with("file:")
     }
 
     /// A file of the test.
@@ -64,7 +112,7 @@ impl Store {
     /// A dlock with these arguments, on this store.
     pub(crate) fn dlock(&self, args: &[&str]) -> Command {
         let mut command = command(DLOCK);
-        command.args(args).env("DLOCK_STORE", format!("file:{}", self.path("locks").display()));
+        command.args(args).env("DLOCK_STORE", &self.url);
         command
     }
 

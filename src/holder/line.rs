@@ -1,0 +1,256 @@
+//! Asking for a key, and waiting in line for it.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, raise};
+
+use super::{Acquired, Lease, Limits, PAUSE, REQUEST, pause};
+use crate::clock::{Deadline, Moment};
+use crate::event::Event;
+use crate::model::{Answer, Ask, Key, Renewed};
+use crate::signal;
+use crate::store::{Store, StoreError, Trouble, Watch};
+
+/// How long the first request may take. While it is on its way no signal ends us.
+const FIRST: Duration = Duration::from_millis(800);
+
+/// How long leaving the queue may take: half of it for a request that is on its way, half for our own.
+const LEAVE: Duration = Duration::from_millis(800);
+
+/// An answer of the store, and when it was asked.
+type Dated = Result<(Answer, Moment), StoreError>;
+
+/// What the thread that waits in line and the main thread tell each other.
+#[derive(Default)]
+struct Line {
+    state: Mutex<LineState>,
+    replied: Condvar,
+}
+
+#[derive(Default)]
+struct LineState {
+    /// Nobody wants the answer any more.
+    given_up: bool,
+    /// A request is on its way.
+    asking: bool,
+    /// The store answered last, that we are queued.
+    queued: bool,
+    answer: Option<Dated>,
+}
+
+impl Line {
+    fn lock(&self) -> MutexGuard<'_, LineState> {
+        // Each change of it is one step, so what a thread that panicked left is as good as before.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks for `key` and waits in line for it, until a signal or a limit ends that. Then nothing of it is
+/// left in the queue. The limit counts while the store answers; one that does not is tried for its own.
+///
+/// # Errors
+/// [`StoreError`] if the store did not answer.
+pub fn acquire(
+    store: &Arc<dyn Store>,
+    key: &Key,
+    ask: &Ask,
+    limits: Limits,
+    (sender, events): (&Sender<Event>, &Receiver<Event>),
+) -> Result<Acquired, StoreError> {
+    let since = Moment::now();
+    let mut asker = Asker { store: &**store, key, ask, unanswered: None };
+    let first = asker.ask(FIRST.min(limits.store));
+    match &first {
+        Ok((Answer::Queued(_), _)) => log::info!("waiting for '{key}'"),
+        Err(error) if error.trouble == Trouble::Unreachable => log::info!("{error}; trying again"),
+        _ => return conclude(store, key, ask, first),
+    }
+    let line = Arc::new(Line::default());
+    line.lock().queued = first.is_ok();
+    spawn_waiter(store, key, ask, (limits.store, asker.unanswered), &line, sender)?;
+    let until = limits.wait.map(|wait| since.after(wait));
+    loop {
+        let limit = until.filter(|until| line.lock().queued || !until.left().is_zero());
+        let event = match limit {
+            Some(until) => events.recv_timeout(until.left()),
+            None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match event {
+            Ok(Event::Waited) => {
+                let answer = line.lock().answer.take();
+                if let Some(answer) = answer {
+                    return conclude(store, key, ask, answer);
+                }
+            }
+            Ok(Event::Signal(Signal::SIGWINCH | Signal::SIGCONT)) => {}
+            Ok(Event::Signal(Signal::SIGTSTP)) => {
+                let _ = raise(Signal::SIGSTOP);
+            }
+            Ok(Event::Signal(signal)) => {
+                if let Err(error) = give_up(&**store, key, ask, &line) {
+                    log::warn!("cannot leave the queue of '{key}', which drops us by itself: {error}");
+                }
+                return Ok(Acquired::Signal(signal));
+            }
+            Ok(_) => {}
+            Err(_) if !line.lock().queued => {}
+            Err(_) => {
+                if let Some(answer) = give_up(&**store, key, ask, &line)? {
+                    return conclude(store, key, ask, answer);
+                }
+                let record = store.inspect(key)?;
+                let (holders, waiting) = record.map_or_else(Default::default, |r| (r.holders, r.queue.len()));
+                return Ok(Acquired::Busy(holders, waiting));
+            }
+        }
+    }
+}
+
+/// Asks for a key, again and again if need be.
+struct Asker<'a> {
+    store: &'a dyn Store,
+    key: &'a Key,
+    ask: &'a Ask,
+    /// When a request was sent that got no answer, the first of several. What it was granted counts from
+    /// then, not from when we hear of it.
+    unanswered: Option<Moment>,
+}
+
+impl Asker<'_> {
+    /// Asks once. A grant that we heard of late is renewed before anybody counts on it; if it has ended
+    /// meanwhile, we ask anew.
+    fn ask(&mut self, within: Duration) -> Dated {
+        let ttl = self.ask.ttl.unwrap_or_default();
+        loop {
+            let sent = Moment::now();
+            let asked = *self.unanswered.get_or_insert(sent);
+            let answer = self.store.acquire(self.key, self.ask, within)?;
+            self.unanswered = None;
+            let is_late = Moment::now().since(asked) > ttl / 4;
+            if !matches!(answer, Answer::Granted(_)) || !self.store.capabilities().beats || !is_late {
+                return Ok((answer, asked));
+            }
+            self.unanswered = Some(asked);
+            let sent = Moment::now();
+            let renewed = self.store.renew(self.key, self.ask.level, ttl, within)?;
+            self.unanswered = None;
+            match renewed {
+                Renewed::Until(_) => return Ok((answer, sent)),
+                Renewed::Revoked => drop(self.store.release(self.key, self.ask.level, None, within)?),
+                Renewed::NotYours => {}
+            }
+        }
+    }
+}
+
+fn spawn_waiter(
+    store: &Arc<dyn Store>,
+    key: &Key,
+    ask: &Ask,
+    patience: (Duration, Option<Moment>),
+    line: &Arc<Line>,
+    sender: &Sender<Event>,
+) -> Result<(), StoreError> {
+    let (store, key, ask, line, sender) =
+        (Arc::clone(store), key.clone(), ask.clone(), Arc::clone(line), sender.clone());
+    let wait = move || {
+        let tell = || {
+            // Once the run is over nobody wants to know.
+            let _ = sender.send(Event::Waited);
+        };
+        let asker = Asker { store: &*store, key: &key, ask: &ask, unanswered: patience.1 };
+        wait_in_line(asker, patience.0, &line, &tell);
+        tell();
+    };
+    let spawned = signal::unheard(|| thread::Builder::new().name("line".into()).spawn(wait));
+    spawned.map(drop).map_err(|error| StoreError::new(Trouble::Os, format!("cannot start a thread: {error}")))
+}
+
+/// Sleeps and asks, until there is an answer or nobody wants one. Tells when the store answers again.
+fn wait_in_line(mut asker: Asker, patience: Duration, line: &Line, tell: &dyn Fn()) {
+    let mut silent = asker.unanswered;
+    loop {
+        if silent.is_none() {
+            let slept = asker.store.await_change(asker.key, &Watch::Turn(asker.ask.level), None);
+            match slept {
+                Ok(()) => {}
+                Err(error) if error.trouble == Trouble::Unreachable => {
+                    log::info!("{error}; trying again");
+                    silent = Some(Moment::now());
+                    line.lock().queued = false;
+                }
+                Err(error) => {
+                    line.lock().answer = Some(Err(error));
+                    return;
+                }
+            }
+        }
+        let left = silent.map_or(patience, |silent| silent.after(patience).left());
+        {
+            let mut line = line.lock();
+            if line.given_up {
+                return;
+            }
+            line.asking = true;
+        }
+        let answer = asker.ask(REQUEST.min(left).max(Duration::from_millis(10)));
+        let mut state = line.lock();
+        state.asking = false;
+        line.replied.notify_all();
+        match answer {
+            Ok((Answer::Queued(_), _)) => {
+                state.queued = true;
+                drop(state);
+                if silent.take().is_some() {
+                    tell();
+                }
+            }
+            Err(error) if error.trouble == Trouble::Unreachable => {
+                state.queued = false;
+                let silent = *silent.get_or_insert_with(|| asker.unanswered.unwrap_or_else(Moment::now));
+                if silent.after(patience).left().is_zero() {
+                    state.answer = Some(Err(error));
+                    return;
+                }
+                drop(state);
+                pause(PAUSE.min(silent.after(patience).left()));
+            }
+            answer => {
+                state.answer = Some(answer);
+                return;
+            }
+        }
+    }
+}
+
+/// Leaves the line; the answer, if it was there already and is one that needs nothing given back.
+fn give_up(store: &dyn Store, key: &Key, ask: &Ask, line: &Line) -> Result<Option<Dated>, StoreError> {
+    let mut state = line.lock();
+    state.given_up = true;
+    // What is on its way to the store should be there before we take it back.
+    let on_its_way = line.replied.wait_timeout_while(state, LEAVE / 2, |state| state.asking);
+    let (mut state, _) = on_its_way.unwrap_or_else(PoisonError::into_inner);
+    if let Some(answer) = state.answer.take() {
+        return Ok(Some(answer));
+    }
+    store.release(key, ask.level, None, LEAVE / 2)?;
+    Ok(None)
+}
+
+fn conclude(store: &Arc<dyn Store>, key: &Key, ask: &Ask, answer: Dated) -> Result<Acquired, StoreError> {
+    let (answer, asked) = answer?;
+    Ok(match answer {
+        Answer::Granted(grant) => {
+            let ttl = ask.ttl.unwrap_or_default();
+            let deadline = store.capabilities().beats.then(|| Deadline::of_lease(asked, ttl));
+            let (store, key) = (Arc::clone(store), key.clone());
+            Acquired::Lease(Lease { store, key, id: ask.lease, level: ask.level, ttl, grant, deadline })
+        }
+        Answer::Busy(holders, waiting) => Acquired::Busy(holders, waiting),
+        Answer::Queued(ahead) => Acquired::Busy(Vec::new(), ahead),
+        Answer::Refused(refusal) => Acquired::Refused(refusal),
+    })
+}

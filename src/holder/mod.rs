@@ -1,0 +1,176 @@
+//! A lease's life on our side: asking for it, keeping it, giving it back.
+
+mod heart;
+mod line;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+use std::{fmt, io, thread};
+
+use nix::sys::signal::Signal;
+
+use crate::clock::{Deadline, Moment};
+use crate::event::Event;
+use crate::model::{Ending, Fence, Grant, Hold, Key, LeaseId, LevelId, Refusal, Released};
+use crate::store::{Store, StoreError, Trouble};
+use heart::Heart;
+pub use line::acquire;
+
+/// How long one request may take: a reply that was lost on its way does not use up all our patience.
+pub const REQUEST: Duration = Duration::from_secs(5);
+
+/// How long giving a lease back may take, and each try of it. Its ttl frees it if we cannot.
+const RELEASE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(700));
+
+/// How long to leave alone a store that erred, at most; half of it at least.
+const PAUSE: Duration = Duration::from_millis(400);
+
+/// How long one is ready to wait.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For the key; nothing is as long as it takes, zero is not at all.
+    pub wait: Option<Duration>,
+    /// For a store that cannot be reached.
+    pub store: Duration,
+}
+
+/// What became of asking for a key.
+pub enum Acquired {
+    /// It is ours.
+    Lease(Lease),
+    /// Others have it: these hold it, and so many wait.
+    Busy(Vec<Hold>, usize),
+    /// Waiting would not help.
+    Refused(Refusal),
+    /// A signal ended the wait.
+    Signal(Signal),
+}
+
+/// A lease that is ours until we release it, or lose it.
+pub struct Lease {
+    store: Arc<dyn Store>,
+    key: Key,
+    id: LeaseId,
+    level: LevelId,
+    ttl: Duration,
+    grant: Grant,
+    deadline: Option<Deadline>,
+}
+
+/// A new lease id.
+///
+/// # Errors
+/// If the operating system has no random bytes.
+pub fn new_lease_id() -> io::Result<LeaseId> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(LeaseId::new(bytes))
+}
+
+/// Tries `work` again for as long as the store cannot be reached and `patience` lasts.
+///
+/// # Errors
+/// The last [`StoreError`].
+pub fn patiently<T>(patience: Duration, mut work: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let until = Moment::now().after(patience);
+    loop {
+        match work() {
+            Err(error) if error.trouble == Trouble::Unreachable && !until.left().is_zero() => {
+                log::info!("{error}; trying again");
+                pause(PAUSE.min(until.left()));
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Leaves a store that erred alone for a random while, so that many do not ask again at once.
+fn pause(at_most: Duration) {
+    let mut byte = [0];
+    let _ = getrandom::fill(&mut byte);
+    thread::sleep(at_most / 2 + at_most / 2 * u32::from(byte[0]) / 256);
+}
+
+impl Lease {
+    /// The lease's id.
+    #[must_use]
+    pub const fn id(&self) -> LeaseId {
+        self.id
+    }
+
+    /// The fence of the hold.
+    #[must_use]
+    pub const fn fence(&self) -> Fence {
+        self.grant.fence
+    }
+
+    /// Until when we may count on the lease; nothing if that does not go by time.
+    #[must_use]
+    pub const fn deadline(&self) -> Option<Deadline> {
+        self.deadline
+    }
+
+    /// What the guardian keeps, for the store to see that the command lives.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn sign_of_life(&self) -> Result<Option<OwnedFd>, StoreError> {
+        self.store.sign_of_life(self.level)
+    }
+
+    /// Keeps the lease: renews it with every `beat` where the store wants that, and tells of its loss, or
+    /// of a revocation. A lease that could not be renewed is lost `kill_after` before its deadline.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn keep(&self, beat: Duration, kill_after: Duration, events: &Sender<Event>) -> io::Result<()> {
+        let heart = Heart {
+            store: Arc::clone(&self.store),
+            key: self.key.clone(),
+            level: self.level,
+            ttl: self.ttl,
+            beat,
+            kill_after,
+            events: events.clone(),
+        };
+        let deadline = self.deadline;
+        let live = move || match deadline {
+            Some(deadline) => heart.beat(deadline),
+            None => heart.listen(),
+        };
+        thread::Builder::new().name("heartbeat".into()).spawn(live).map(drop)
+    }
+
+    /// Gives the lease back.
+    ///
+    /// # Errors
+    /// [`StoreError`] if that could not be done in 2 s.
+    pub fn release(self, ending: Option<&Ending>) -> Result<Released, StoreError> {
+        let (all, each) = RELEASE;
+        let until = Moment::now().after(all);
+        let mut tried = false;
+        loop {
+            match self.store.release(&self.key, self.level, ending.cloned(), each.min(until.left())) {
+                Err(error) if error.trouble == Trouble::Unreachable && until.left() > PAUSE => {
+                    tried = true;
+                    pause(PAUSE / 4);
+                }
+                // It was our request without an answer that did it.
+                Ok(Released::NotYours) if tried => return Ok(Released::Freed),
+                answer => return answer,
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("key", &self.key)
+            .field("id", &self.id)
+            .field("grant", &self.grant)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,270 @@
+//! One connection. Every step of it has an end in time, whatever the other side does: finding the address,
+//! connecting, TLS, each write and each read.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use redis::{Cmd, Parser, Value, cmd};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
+use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
+
+use super::address::{Address, Endpoint};
+use super::tls::TlsConfig;
+use super::trouble::Failure;
+use crate::clock::Moment;
+use crate::signal;
+
+/// The longest reply that is read. A record with 10,000 waiters has some 3 MiB.
+const LONGEST: u64 = 64 << 20;
+
+/// A peer that is silent for so long is asked for a sign of life, so often, and so many times: what lies
+/// between (NAT) does not forget an idle connection, and a half-open one is noticed.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
+
+/// A connection that has been let in.
+pub(super) struct Connection {
+    stream: Stream,
+    parser: Parser,
+}
+
+enum Stream {
+    Plain(Wire),
+    Tls(Box<StreamOwned<ClientConnection, Wire>>),
+}
+
+/// A socket whose reads and writes end in time.
+struct Wire {
+    socket: Socket,
+    until: Moment,
+    /// How many bytes may still come.
+    room: u64,
+}
+
+impl Connection {
+    /// Connects, and does what the server wants to see before it takes commands.
+    pub(super) fn open(address: &Address, config: &TlsConfig, within: Duration) -> Result<Self, Failure> {
+        let until = Moment::now().after(within);
+        let wire = |socket| Wire { socket, until, room: LONGEST };
+        let stream = match (&address.endpoint, &address.tls) {
+            (Endpoint::Unix(path), _) => Stream::Plain(wire(unix(path, until)?)),
+            (Endpoint::Tcp(host, port), None) => Stream::Plain(wire(tcp(host, *port, within, until)?)),
+            (Endpoint::Tcp(host, port), Some(tls)) => {
+                let config = config.get(tls)?;
+                let name = ServerName::try_from(host.clone())
+                    .map_err(|_| Failure::Settings(format!("'{host}' is no name that a certificate can have")))?;
+                let session = ClientConnection::new(config, name).map_err(Failure::Tls)?;
+                Stream::Tls(Box::new(StreamOwned::new(session, wire(tcp(host, *port, within, until)?))))
+            }
+        };
+        let mut connection = Self { stream, parser: Parser::new() };
+        let mut hello = Vec::new();
+        match (&address.user, &address.password) {
+            (Some(user), password) => hello.push(cmd("AUTH").arg(user).arg(password.as_deref().unwrap_or("")).take()),
+            (None, Some(password)) => hello.push(cmd("AUTH").arg(password).take()),
+            (None, None) => {}
+        }
+        if address.db != 0 {
+            hello.push(cmd("SELECT").arg(address.db).take());
+        }
+        if !hello.is_empty() {
+            for reply in connection.ask(&hello, until.left())? {
+                if let Value::ServerError(error) = reply {
+                    return Err(Failure::Server(error));
+                }
+            }
+        }
+        Ok(connection)
+    }
+
+    /// Sends commands at once, and returns a reply for each; one of these may be a refusal.
+    pub(super) fn ask(&mut self, commands: &[Cmd], within: Duration) -> Result<Vec<Value>, Failure> {
+        let wire = self.stream.wire();
+        wire.until = Moment::now().after(within);
+        wire.room = LONGEST;
+        let mut packed = Vec::new();
+        for command in commands {
+            command.write_packed_command(&mut packed);
+        }
+        let sent = self.stream.write_all(&packed).and_then(|()| self.stream.flush());
+        sent.map_err(|error| failure(error, within))?;
+        let Self { stream, parser } = self;
+        let mut reader = Reader { stream, failed: None };
+        let mut replies = Vec::with_capacity(commands.len());
+        for _ in commands {
+            let reply = parser.parse_value(&mut reader);
+            replies.push(
+                reply.map_err(|_| reader.failed.take().map_or(Failure::Garbage, |error| failure(error, within)))?,
+            );
+        }
+        Ok(replies)
+    }
+}
+
+fn failure(error: io::Error, within: Duration) -> Failure {
+    if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) {
+        return Failure::Silent(within);
+    }
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(error) => Failure::Tls(error.clone()),
+        None => Failure::Io(error),
+    }
+}
+
+/// What the parser reads from. It keeps the error that the parser makes into words.
+struct Reader<'a> {
+    stream: &'a mut Stream,
+    failed: Option<io::Error>,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.stream.read(buffer);
+        match &read {
+            Ok(0) if !buffer.is_empty() => self.failed = Some(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(error) => {
+                let kind = error.kind();
+                self.failed = Some(read.expect_err("it is one"));
+                return Err(kind.into());
+            }
+        }
+        read
+    }
+}
+
+impl Stream {
+    fn wire(&mut self) -> &mut Wire {
+        match self {
+            Self::Plain(wire) => wire,
+            Self::Tls(stream) => &mut stream.sock,
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(wire) => wire.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(wire) => wire.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(wire) => wire.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
+impl Wire {
+    /// Does `work` until it is done, or the time is over. A signal is not its end.
+    fn in_time(&mut self, mut work: impl FnMut(&mut Self, Option<Duration>) -> io::Result<usize>) -> io::Result<usize> {
+        loop {
+            let left = self.until.left();
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            match work(self, Some(left)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+    }
+}
+
+impl Read for Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.room == 0 {
+            return Err(io::Error::other("its reply has no end"));
+        }
+        let read = self.in_time(|wire, left| {
+            wire.socket.set_read_timeout(left)?;
+            wire.socket.read(buffer)
+        })?;
+        self.room = self.room.saturating_sub(read as u64);
+        Ok(read)
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.in_time(|wire, left| {
+            wire.socket.set_write_timeout(left)?;
+            wire.socket.write(bytes)
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn unix(path: &Path, until: Moment) -> Result<Socket, Failure> {
+    let connect = || {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        let address = SockAddr::unix(path)?;
+        // A server that accepts nobody would make us wait.
+        socket.set_write_timeout(Some(until.left().max(Duration::from_millis(1))))?;
+        socket.connect(&address)?;
+        Ok(socket)
+    };
+    connect().map_err(|error| failure(error, until.left()))
+}
+
+/// Connects to the first address of the host that lets us.
+fn tcp(host: &str, port: u16, within: Duration, until: Moment) -> Result<Socket, Failure> {
+    let addresses = resolve(host, port, until).map_err(|error| failure(error, within))?;
+    let mut last = io::Error::other("the host has no address");
+    for (at, address) in addresses.iter().enumerate() {
+        // One that is silent leaves time for the others.
+        let share = until.left() / u32::try_from(addresses.len() - at).unwrap_or(u32::MAX);
+        match connect(*address, share) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(failure(last, within))
+}
+
+fn connect(address: SocketAddr, within: Duration) -> io::Result<Socket> {
+    let (idle, interval, times) = KEEPALIVE;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.connect_timeout(&address.into(), within.max(Duration::from_millis(1)))?;
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(times);
+    socket.set_tcp_keepalive(&keepalive)?;
+    Ok(socket)
+}
+
+/// The addresses of a host. The C library gives no limit to a look-up, so a thread does it, which a dead
+/// name server may hold up for longer than we wait.
+fn resolve(host: &str, port: u16, until: Moment) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(ip) = host.parse() {
+        return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    let (sender, found) = mpsc::channel();
+    let host = host.to_owned();
+    let look_up = move || {
+        let found = (&*host, port).to_socket_addrs().map(Iterator::collect);
+        let found = found.map_err(|_| io::Error::other(format!("cannot find the host '{host}'")));
+        // Whoever asked may have given up.
+        let _ = sender.send(found);
+    };
+    signal::unheard(|| thread::Builder::new().name("resolver".into()).spawn(look_up))?;
+    found.recv_timeout(until.left()).map_err(|_| io::Error::other("the name server does not answer"))?
+}

@@ -1,0 +1,423 @@
+-- The law of leases (src/model/law.rs) for one key, done by the server in one step. The same words are used
+-- for the same things; tests/redis/oracle.rs plays both and compares.
+--
+-- KEYS   record (a hash), queue (leases by ticket), waiters (lease to JSON), life (leases by the end of their
+--        last sign of life), events (newest first), the prefix of the lists that wake somebody, the index
+-- ARGV   what to do, the clock of a test or '', and what is handed to the operation
+--
+-- The record has a field 'h:LEASE' for each hold and 'o:LEASE' for each waiter who could take the key now:
+-- since when. Numbers that cjson would round (14 digits) are texts; what only people read is passed through as
+-- text. Only fields that changed are written.
+
+local record, queue, waiters, life, events, wake, index = unpack(KEYS)
+local op, clock = ARGV[1], ARGV[2]
+
+local LAYOUT = 1
+local OFFER = 1000000       -- microseconds, as in the model
+local MAX_EVENTS = 32
+local KEPT = 30 * 86400     -- seconds that a key is kept after its last lease; the clock in a fence makes that harmless
+local BATCH = 1000          -- arguments of one command; Lua has room for a few thousand
+local WAKE_KEPT = 60        -- seconds that a wake-up waits for somebody whose connection is away
+
+local function int(number) return string.format('%.0f', number) end
+
+local now = tonumber(clock)
+if not now then
+  local time = redis.call('TIME')
+  now = time[1] * 1000000 + time[2]
+end
+
+-- What is there --------------------------------------------------------------------------------------------
+
+local fields, holds, offered = {}, {}, {}
+local changed, gone, noted, counts = {}, {}, {}, {}
+
+local raw = redis.call('HGETALL', record)
+for at = 1, #raw, 2 do
+  local kind, lease = raw[at]:sub(1, 2), raw[at]:sub(3)
+  if kind == 'h:' then
+    local hold = cjson.decode(raw[at + 1])
+    hold.lease, hold.levels = lease, hold.levels or {}
+    holds[#holds + 1] = hold
+  elseif kind == 'o:' then
+    offered[lease] = tonumber(raw[at + 1])
+  else
+    fields[raw[at]] = raw[at + 1]
+  end
+end
+table.sort(holds, function(one, other) return tonumber(one.fence) < tonumber(other.fence) end)
+
+local layout = tonumber(fields.layout or LAYOUT)
+if layout > LAYOUT then return {'newer', int(layout)} end
+local fence = tonumber(fields.fence or 0)
+local last_ticket = tonumber(fields.last_ticket or 0)
+
+if op == 'look' then
+  if #raw == 0 then return {'none'} end
+  return {'record', int(now), raw, redis.call('ZRANGE', queue, 0, -1, 'WITHSCORES'), redis.call('HGETALL', waiters),
+    redis.call('ZRANGE', life, 0, -1, 'WITHSCORES'), redis.call('LRANGE', events, 0, -1)}
+end
+
+-- Small things ---------------------------------------------------------------------------------------------
+
+local function find(lease)
+  for at, hold in ipairs(holds) do
+    if hold.lease == lease then return hold, at end
+  end
+end
+
+local function find_level(id)
+  for at, hold in ipairs(holds) do
+    for place, level in ipairs(hold.levels) do
+      if level.id == id then return hold, at, level, place end
+    end
+  end
+end
+
+local function is_before(time) return time ~= nil and now < tonumber(time) end
+
+-- When a hold ends unless it is renewed.
+local function ends_at(hold)
+  local last = 0
+  for _, level in ipairs(hold.levels) do last = math.max(last, tonumber(level['until'])) end
+  if hold.hold_until and not hold.revoked then last = math.max(last, tonumber(hold.hold_until)) end
+  return last
+end
+
+-- A hold as it is kept. An empty list would come out as an object.
+local function encode(hold)
+  local kept = {}
+  for name, value in pairs(hold) do kept[name] = value end
+  kept.lease = nil
+  if #hold.levels == 0 then kept.levels = nil end
+  return cjson.encode(kept)
+end
+
+local function count(what) counts[what] = (counts[what] or tonumber(fields[what] or 0)) + 1 end
+
+local function note(kind, hold, since, ending)
+  noted[#noted + 1] = cjson.encode({at = int(now), kind = kind, lease = hold.lease:sub(1, 8), fence = hold.fence,
+    info = hold.info, micros = int(math.max(now - tonumber(since), 0)), ending = ending})
+end
+
+local function tell(list, word)
+  redis.call('RPUSH', wake .. list, word)
+  redis.call('EXPIRE', wake .. list, WAKE_KEPT)
+end
+
+-- Ends a hold. The fence rises, so that one read during the hold does not match after it.
+local function finish(at)
+  local hold = table.remove(holds, at)
+  changed['h:' .. hold.lease] = nil
+  gone[#gone + 1] = 'h:' .. hold.lease
+  fence = fence + 1
+  if hold.revoked then tell('end:' .. hold.lease, 'ended') end
+end
+
+local function leave_queue(lease)
+  redis.call('ZREM', queue, lease)
+  redis.call('HDEL', waiters, lease)
+  redis.call('ZREM', life, lease)
+  redis.call('DEL', wake .. lease)
+  if offered[lease] then
+    offered[lease] = nil
+    gone[#gone + 1] = 'o:' .. lease
+  end
+end
+
+-- Who fits whom --------------------------------------------------------------------------------------------
+
+local function add(crowd, mode)
+  crowd.count = crowd.count + 1
+  crowd.shared = crowd.shared and mode == 'shared'
+  crowd.slots = crowd.slots and type(mode) == 'table'
+  if crowd.slots then crowd.size = math.min(crowd.size, mode.slots) end
+end
+
+local function fits(crowd, mode)
+  if mode == 'exclusive' then return crowd.count == 0 end
+  if mode == 'shared' then return crowd.shared end
+  return crowd.slots and crowd.count < math.min(crowd.size, mode.slots)
+end
+
+-- Those in the queue who fit all holders and all ahead of them, which are the first ones; then the first one who
+-- does not; and the crowd that a newcomer would have to fit if there is none. Reads no further.
+local function line_up()
+  local crowd = {count = 0, shared = true, slots = true, size = math.huge}
+  for _, hold in ipairs(holds) do add(crowd, hold.mode) end
+  local fit, from = {}, 0
+  while true do
+    local some = redis.call('ZRANGE', queue, from, from + math.min(#fit, BATCH - 1))
+    if #some == 0 then return fit, nil, crowd end
+    if crowd.count > 0 and not crowd.shared and not crowd.slots then return fit, some[1], crowd end
+    for at, waiter in ipairs(redis.call('HMGET', waiters, unpack(some))) do
+      local mode = waiter and cjson.decode(waiter).mode
+      if not mode then
+        leave_queue(some[at])
+        return line_up()
+      end
+      if not fits(crowd, mode) then return fit, some[at], crowd end
+      add(crowd, mode)
+      fit[#fit + 1] = some[at]
+    end
+    from = #fit
+  end
+end
+
+-- The operations -------------------------------------------------------------------------------------------
+
+-- Drops what has ended. The caller itself shows its life by calling, and takes an offer late rather than never.
+local function prune(caller)
+  local at = 1
+  while at <= #holds do
+    local hold = holds[at]
+    local was_cooling = #hold.levels == 0
+    for place = #hold.levels, 1, -1 do
+      if not is_before(hold.levels[place]['until']) then
+        table.remove(hold.levels, place)
+        changed['h:' .. hold.lease] = hold
+      end
+    end
+    if #hold.levels > 0 then
+      at = at + 1
+    else
+      local kept = is_before(hold.hold_until) and not hold.revoked
+      if not was_cooling then count('expiries') end
+      if not (was_cooling and kept) then note(was_cooling and 'cooled' or 'expired', hold, hold.granted_at) end
+      if kept then at = at + 1 else finish(at) end
+    end
+  end
+  for lease, since in pairs(offered) do
+    if lease ~= caller and since + OFFER <= now then leave_queue(lease) end
+  end
+  for _, lease in ipairs(redis.call('ZRANGEBYSCORE', life, '-inf', int(now))) do
+    if lease ~= caller then leave_queue(lease) end
+  end
+end
+
+local function granted(hold)
+  return {'granted', hold.fence, #hold.levels, int(math.max(tonumber(hold.granted_at) - tonumber(hold.asked_at), 0))}
+end
+
+local function next_ticket()
+  last_ticket = last_ticket + 1
+  return int(last_ticket)
+end
+
+local function later(span) return int(now + tonumber(span)) end
+
+local function enter_again(ask)
+  local hold = find(ask.lease)
+  if not hold or #hold.levels == 0 or hold.revoked then return {'refused', 'lost'} end
+  local inner = ask.mode
+  local contained = hold.mode == 'exclusive' or hold.mode == inner
+    or type(hold.mode) == 'table' and type(inner) == 'table'
+  if not contained then return {'refused', 'narrower', cjson.encode({mode = hold.mode})} end
+  if #hold.levels > tonumber(ask.max_reentry) then return {'refused', 'too deep', ask.max_reentry} end
+  hold.levels[#hold.levels + 1] = {id = ask.level, ticket = next_ticket(), ['until'] = later(ask.ttl)}
+  if ask.min_hold ~= '0' then
+    hold.hold_until = int(math.max(tonumber(hold.hold_until or 0), now + tonumber(ask.min_hold)))
+  end
+  changed['h:' .. hold.lease] = hold
+  return granted(hold)
+end
+
+local function grant(ask, ticket)
+  local asked_at = int(now)
+  if ticket then
+    asked_at = cjson.decode(redis.call('HGET', waiters, ask.lease)).asked_at
+    leave_queue(ask.lease)
+  end
+  -- A counter alone repeats itself after a failover or a restored snapshot; the clock does not.
+  fence = math.max(fence + 1, now)
+  local hold = {lease = ask.lease, mode = ask.mode, fence = int(fence), granted_at = int(now), asked_at = asked_at,
+    levels = {{id = ask.level, ticket = ticket or next_ticket(), ['until'] = later(ask.ttl)}},
+    attended = ask.attended, revoked = false, info = ask.info}
+  if ask.min_hold ~= '0' then hold.hold_until = later(ask.min_hold) end
+  holds[#holds + 1] = hold
+  changed['h:' .. ask.lease] = hold
+  count('grants')
+  note('granted', hold, asked_at)
+  return granted(hold)
+end
+
+local function acquire(ask)
+  local hold = find_level(ask.level)
+  if hold then return granted(hold) end
+  if ask.level ~= ask.lease then return enter_again(ask) end
+  -- Its first level has ended and other levels or the cooling go on: a late echo of its request.
+  if find(ask.lease) then return {'refused', 'lost'} end
+  if ask.if_fence and ask.if_fence ~= int(fence) then return {'refused', 'fence', int(fence)} end
+  local fit, misfit, crowd = line_up()
+  local ticket = (#fit > 0 or misfit) and redis.call('ZSCORE', queue, ask.lease) or nil
+  local admitted = not ticket and not misfit and fits(crowd, ask.mode)
+  for _, lease in ipairs(fit) do admitted = admitted or lease == ask.lease end
+  if admitted and not (ask.if_fence and #holds > 0) then return grant(ask, ticket and int(ticket)) end
+  -- The fence changes with whoever comes first in the queue, so to wait for an old one is in vain.
+  if ask.good_for == '0' or ask.if_fence then
+    if ticket then leave_queue(ask.lease) end
+    local busy = {'busy', redis.call('ZCARD', queue)}
+    for _, other in ipairs(holds) do
+      busy[#busy + 1], busy[#busy + 2] = other.lease, encode(other)
+    end
+    return busy
+  end
+  if not ticket then
+    redis.call('ZADD', queue, next_ticket(), ask.lease)
+    redis.call('HSET', waiters, ask.lease, cjson.encode({mode = ask.mode, asked_at = int(now), info = ask.info}))
+    for _, key in ipairs({queue, waiters}) do redis.call('EXPIRE', key, KEPT) end
+  end
+  redis.call('ZADD', life, later(ask.good_for), ask.lease)
+  redis.call('EXPIRE', life, KEPT)
+  return {'queued', redis.call('ZRANK', queue, ask.lease)}
+end
+
+-- Extends a level; never shortens it, and never brings back one that has ended.
+local function renew(id, ttl)
+  local hold, _, level = find_level(id)
+  if not hold then return {'not yours'} end
+  if hold.revoked then return {'revoked'} end
+  level['until'] = int(math.max(tonumber(level['until']), now + tonumber(ttl)))
+  changed['h:' .. hold.lease] = hold
+  return {'until', level['until']}
+end
+
+-- Leaves the queue, or takes off one level; the last one ends the hold.
+local function release(id, ending)
+  if redis.call('ZSCORE', queue, id) then
+    leave_queue(id)
+    return {'unqueued'}
+  end
+  local hold, at, _, place = find_level(id)
+  if not hold then return {'not yours'} end
+  table.remove(hold.levels, place)
+  changed['h:' .. hold.lease] = hold
+  if #hold.levels > 0 then return {'left'} end
+  note('released', hold, hold.granted_at, ending ~= '' and ending or nil)
+  if is_before(hold.hold_until) and not hold.revoked then return {'cooling'} end
+  finish(at)
+  return {'freed'}
+end
+
+-- Tells attended holders to give the key back, or with force takes it from them; a lease that nobody attends to,
+-- or that is cooling, goes at once.
+local function unlock(force, leases)
+  local ended, told = 0, 0
+  for _, lease in ipairs(leases) do
+    local hold, at = find(lease)
+    if hold then
+      local word = 'revoked'
+      if force or not hold.attended or #hold.levels == 0 then
+        word = 'evicted'
+        note('evicted', hold, hold.granted_at)
+        count('evictions')
+        finish(at)
+        ended = ended + 1
+      else
+        if not hold.revoked then
+          hold.revoked = true
+          changed['h:' .. lease] = hold
+          note('revoked', hold, hold.granted_at)
+        end
+        told = told + 1
+      end
+      for _, level in ipairs(hold.levels) do tell(level.id, word) end
+    end
+  end
+  return {'unlocked', ended, told}
+end
+
+local answer, caller
+if op == 'acquire' then
+  local ask = cjson.decode(ARGV[3])
+  caller = ask.level
+  prune(caller)
+  answer = acquire(ask)
+else
+  prune(nil)
+  if op == 'renew' then answer = renew(ARGV[3], ARGV[4]) end
+  if op == 'release' then answer = release(ARGV[3], ARGV[4]) end
+  if op == 'unlock' then answer = unlock(ARGV[3] == '1', {unpack(ARGV, 4)}) end
+end
+
+-- Offers the key, and wakes exactly those whom that concerns --------------------------------------------------
+
+local fit, watcher = line_up()
+local still = {}
+for _, lease in ipairs(fit) do
+  still[lease] = true
+  -- A clock that was set back does not prolong an offer.
+  local since = math.min(offered[lease] or now, now)
+  if offered[lease] ~= since then
+    if not offered[lease] then tell(lease, 'turn') end
+    offered[lease] = since
+    changed['o:' .. lease] = since
+  end
+end
+for lease in pairs(offered) do
+  if not still[lease] then
+    offered[lease] = nil
+    gone[#gone + 1] = 'o:' .. lease
+  end
+end
+
+-- The first one to whom the key is not offered watches for the instant at which something may end that nobody
+-- tells of. It hears of an earlier one, and looks itself whether there is a later one.
+if watcher or #fit > 0 then
+  local next = math.huge
+  for _, hold in ipairs(holds) do next = math.min(next, ends_at(hold)) end
+  for _, since in pairs(offered) do next = math.min(next, since + OFFER) end
+  local was = tonumber(fields.next or math.huge)
+  local named = next < math.huge and int(next) or ''
+  if next == math.huge then
+    if fields.next then gone[#gone + 1] = 'next' end
+  elseif next ~= was then
+    changed.next = named
+  end
+  local ticket = watcher and tonumber(redis.call('ZSCORE', queue, watcher)) or 0
+  local is_new = ticket > tonumber(fields.told or 0)
+  if is_new then changed.told = int(ticket) end
+  if watcher and watcher ~= caller and (is_new or next < was) then
+    tell(watcher, 'watch ' .. named .. ' ' .. int(now))
+  end
+  if answer[1] == 'queued' then
+    answer[3], answer[4] = int(now), watcher == caller and named or ''
+  end
+end
+
+-- Writes what changed ----------------------------------------------------------------------------------------
+
+if fence ~= tonumber(fields.fence or 0) then changed.fence = int(fence) end
+if last_ticket ~= tonumber(fields.last_ticket or 0) then changed.last_ticket = int(last_ticket) end
+for what, value in pairs(counts) do changed[what] = int(value) end
+
+local function in_batches(command, list)
+  for from = 1, #list, BATCH do
+    redis.call(command, record, unpack(list, from, math.min(from + BATCH - 1, #list)))
+  end
+end
+
+local writes = {}
+for field, value in pairs(changed) do
+  if type(value) == 'table' then
+    value = encode(value)
+  elseif type(value) == 'number' then
+    value = int(value)
+  end
+  writes[#writes + 1], writes[#writes + 2] = field, value
+end
+if #writes > 0 and not fields.layout then writes[#writes + 1], writes[#writes + 2] = 'layout', int(LAYOUT) end
+in_batches('HDEL', gone)
+in_batches('HSET', writes)
+if #writes > 0 then redis.call('EXPIRE', record, KEPT) end
+if #noted > 0 then
+  redis.call('LPUSH', events, unpack(noted, math.max(1, #noted - MAX_EVENTS + 1)))
+  redis.call('LTRIM', events, 0, MAX_EVENTS - 1)
+  redis.call('EXPIRE', events, KEPT)
+end
+if counts.grants and index then
+  redis.call('ZADD', index, int(now), ARGV[4])
+  redis.call('ZREMRANGEBYSCORE', index, '-inf', int(now - KEPT * 1000000))
+  redis.call('EXPIRE', index, KEPT)
+end
+return answer

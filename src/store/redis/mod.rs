@@ -1,0 +1,260 @@
+//! A Redis or Valkey server: the law as a script that the server runs in one step, one request for each
+//! operation. Who waits sleeps on a list of its own, which the script of whoever changes things writes to;
+//! unlike a message of pub/sub that is not lost.
+
+mod address;
+mod connection;
+mod reply;
+mod tls;
+mod trouble;
+mod wait;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use redis::{Cmd, Script, Value, cmd};
+use serde_json::json;
+
+pub use address::Address;
+use connection::Connection;
+use reply::Reply;
+use tls::TlsConfig;
+use trouble::Failure;
+use wait::Place;
+
+use super::{Capabilities, Store, StoreError, Watch};
+use crate::clock::Moment;
+use crate::model::{
+    Answer, Ask, Clock, Ending, Key, LeaseId, LevelId, Patience, Record, Released, Renewed, Role, SIGN_OF_LIFE, Stamp,
+    Ticket, Unlocked,
+};
+
+/// The operations of src/model/law.rs.
+static LAW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("law.lua")));
+
+/// What of a key would end the part of a name that a Cluster looks at, or is the escape itself.
+const BRACES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
+
+/// A store in a Redis server.
+pub struct RedisStore {
+    address: Address,
+    identity: String,
+    tls: TlsConfig,
+    /// How long what has no limit of its own may take.
+    patience: Duration,
+    idle: Mutex<Vec<Connection>>,
+    /// Where those who wait stand, as the server told them last.
+    places: Mutex<HashMap<LevelId, Place>>,
+    /// Tests rule time; nobody else does.
+    clock: Mutex<Option<Stamp>>,
+}
+
+impl RedisStore {
+    /// The store at `address`. Connects when it is asked for something; what has no limit of its own may
+    /// take `patience`.
+    #[must_use]
+    pub fn new(address: &Address, patience: Duration) -> Self {
+        Self {
+            identity: address.identity(),
+            address: address.clone(),
+            tls: TlsConfig::default(),
+            patience,
+            idle: Mutex::default(),
+            places: Mutex::default(),
+            clock: Mutex::default(),
+        }
+    }
+
+    /// Makes this the clock of all that follows, for tests of the law.
+    pub fn set_clock(&self, now: Option<Stamp>) {
+        *lock(&self.clock) = now;
+    }
+
+    /// One of the names of a key's parts.
+    fn name(&self, key: &Key, part: &str) -> String {
+        format!("{}:{{{}}}:{part}", self.address.prefix, utf8_percent_encode(key.as_str(), BRACES))
+    }
+
+    fn index(&self) -> String {
+        format!("{}:index", self.address.prefix)
+    }
+
+    /// Runs the law on a key.
+    fn law(&self, key: &Key, op: &str, args: &[&str], within: Duration) -> Result<Reply, StoreError> {
+        let clock = lock(&self.clock).map_or_else(String::new, |now| now.micros().to_string());
+        let parts = ["record", "queue", "waiters", "life", "events", "wake:"].map(|part| self.name(key, part));
+        let script = |verb: &str, script: &str| {
+            let mut command = cmd(verb);
+            command.arg(script).arg(parts.len() + 1).arg(&parts).arg(self.index()).arg(op).arg(&clock).arg(args);
+            command
+        };
+        let until = Moment::now().after(within);
+        // To release twice is to hear "not yours".
+        let may_repeat = op != "release";
+        let run = || {
+            let mut replies = self.exchange(&[script("EVALSHA", LAW.get_hash())], may_repeat, until)?;
+            // The server was restarted, or never saw it.
+            if matches!(&replies[..], [Value::ServerError(error)] if error.code() == "NOSCRIPT") {
+                replies = self.exchange(&[script("EVAL", include_str!("law.lua"))], false, until)?;
+            }
+            replies.pop().map_or_else(|| Err(Failure::Garbage), Reply::read)
+        };
+        run().map_err(|failure| failure.at(&self.address))
+    }
+
+    /// Sends commands over a connection that is idle, or a new one. One that had ended while it was idle is
+    /// replaced, where commands `may_repeat`.
+    fn exchange(&self, commands: &[Cmd], may_repeat: bool, until: Moment) -> Result<Vec<Value>, Failure> {
+        let idle = lock(&self.idle).pop();
+        if let Some(connection) = idle {
+            match self.exchange_on(connection, commands, until) {
+                Err(failure) if may_repeat && failure.is_stale() => lock(&self.idle).clear(),
+                done => return done,
+            }
+        }
+        self.exchange_on(self.open(until)?, commands, until)
+    }
+
+    fn open(&self, until: Moment) -> Result<Connection, Failure> {
+        Connection::open(&self.address, &self.tls, until.left())
+    }
+
+    /// A connection that erred is closed: a late reply on it would be taken for that to another request.
+    fn exchange_on(&self, mut connection: Connection, commands: &[Cmd], until: Moment) -> Result<Vec<Value>, Failure> {
+        let replies = connection.ask(commands, until.left())?;
+        lock(&self.idle).push(connection);
+        Ok(replies)
+    }
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStore").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Store for RedisStore {
+    fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn describe(&self) -> String {
+        self.address.to_string()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { shared: true, slots: true, fifo: true, beats: true }
+    }
+
+    fn acquire(&self, key: &Key, ask: &Ask, within: Duration) -> Result<Answer, StoreError> {
+        let good_for = match ask.patience {
+            Patience::None => Duration::ZERO,
+            // Nobody dies unseen here but by silence.
+            Patience::Attended => SIGN_OF_LIFE,
+            Patience::SignOfLife(span) => span,
+        };
+        let mut question = json!({
+            "lease": ask.lease,
+            "level": ask.level,
+            "mode": ask.mode,
+            "ttl": micros(ask.ttl.unwrap_or_default()),
+            "good_for": micros(good_for),
+            "min_hold": micros(ask.min_hold),
+            "max_reentry": ask.max_reentry,
+            "attended": ask.attended,
+            "info": json!(ask.info).to_string(),
+        });
+        if let Some(fence) = ask.if_fence {
+            question["if_fence"] = fence.to_string().into();
+        }
+        let reply = self.law(key, "acquire", &[&question.to_string(), key.as_str()], within)?;
+        let heard = Moment::now();
+        let (answer, queued) = reply.answer().map_err(|failure| failure.at(&self.address))?;
+        let mut places = lock(&self.places);
+        match queued {
+            Some(queued) => places.insert(ask.level, Place::new(queued, heard, good_for)),
+            None => places.remove(&ask.level),
+        };
+        Ok(answer)
+    }
+
+    fn renew(&self, key: &Key, level: LevelId, ttl: Duration, within: Duration) -> Result<Renewed, StoreError> {
+        let reply = self.law(key, "renew", &[&level.secret(), &micros(ttl)], within)?;
+        reply.renewed().map_err(|failure| failure.at(&self.address))
+    }
+
+    fn release(
+        &self,
+        key: &Key,
+        level: LevelId,
+        ending: Option<Ending>,
+        within: Duration,
+    ) -> Result<Released, StoreError> {
+        let ending = ending.map_or_else(String::new, |ending| json!(ending).to_string());
+        let reply = self.law(key, "release", &[&level.secret(), &ending], within)?;
+        lock(&self.places).remove(&level);
+        reply.released().map_err(|failure| failure.at(&self.address))
+    }
+
+    fn revoke(&self, key: &Key, leases: &[LeaseId], force: bool) -> Result<Unlocked, StoreError> {
+        let mut args = vec![if force { "1" } else { "0" }.to_owned()];
+        args.extend(leases.iter().map(|lease| lease.secret()));
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let reply = self.law(key, "unlock", &args, self.patience)?;
+        reply.unlocked().map_err(|failure| failure.at(&self.address))
+    }
+
+    fn inspect(&self, key: &Key) -> Result<Option<Record>, StoreError> {
+        let reply = self.law(key, "look", &[], self.patience)?;
+        let record = reply.record(key).map_err(|failure| failure.at(&self.address))?;
+        Ok(record.map(|(record, now)| record.seen(&At(now))))
+    }
+
+    fn list(&self) -> Result<Vec<Key>, StoreError> {
+        let until = Moment::now().after(self.patience);
+        let all = cmd("ZRANGE").arg(self.index()).arg(0).arg(-1).take();
+        let keys = self.exchange(&[all], true, until).and_then(|mut replies| match replies.pop() {
+            Some(Value::Array(keys)) => Ok(keys),
+            Some(Value::ServerError(error)) => Err(Failure::Server(error)),
+            _ => Err(Failure::Garbage),
+        });
+        let keys = keys.map_err(|failure| failure.at(&self.address))?;
+        let mut keys: Vec<Key> = keys.iter().filter_map(|key| Key::parse(reply::text(key)?).ok()).collect();
+        keys.sort_unstable();
+        Ok(keys)
+    }
+
+    fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {
+        self.wait(key, watch, timeout).map_err(|failure| failure.at(&self.address))
+    }
+
+    fn sign_of_life(&self, _: LevelId) -> Result<Option<OwnedFd>, StoreError> {
+        Ok(None)
+    }
+}
+
+/// A clock that shows one instant. All leases here go by time.
+struct At(Stamp);
+
+impl Clock for At {
+    fn now(&self) -> Stamp {
+        self.0
+    }
+
+    fn attends(&self, _: Ticket, _: Role) -> bool {
+        false
+    }
+}
+
+fn micros(span: Duration) -> String {
+    span.as_micros().to_string()
+}
+
+/// What a thread that panicked left is as good as before: no change of it takes two steps.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

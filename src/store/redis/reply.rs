@@ -1,0 +1,256 @@
+//! What the law answers, made into words of the model.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use redis::Value;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value as Json, json};
+
+use super::trouble::Failure;
+use crate::model::{
+    Answer, Fence, Grant, Hold, Key, LAYOUT, Mode, Record, Refusal, Released, Renewed, Stamp, Unlocked, Waiter,
+};
+
+/// Fields that the script keeps as text, since Lua would round them.
+const NUMBERS: [&str; 7] = ["fence", "granted_at", "asked_at", "hold_until", "until", "ticket", "at"];
+
+/// Fields that the script passes through.
+const OPAQUE: [&str; 2] = ["info", "ending"];
+
+/// What a script returned: a word, and what belongs to it.
+pub(super) struct Reply(Vec<Value>);
+
+/// What one who waits knows: the server's clock when it answered, and the instant to watch for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Queued {
+    pub(super) now: Stamp,
+    pub(super) next: Option<Stamp>,
+}
+
+impl Reply {
+    /// Takes the reply of a script.
+    ///
+    /// # Errors
+    /// [`Failure`] if it is a refusal, or none of our scripts answers so.
+    pub(super) fn read(value: Value) -> Result<Self, Failure> {
+        match value {
+            Value::ServerError(error) => Err(Failure::Server(error)),
+            Value::Array(values) => {
+                let reply = Self(values);
+                if reply.word()? == "newer" {
+                    let layout = reply.text(1)?;
+                    let words = format!(
+                        "a newer dlock wrote its record (layout {layout}, this one knows {LAYOUT}); upgrade this one"
+                    );
+                    return Err(Failure::Odd(words));
+                }
+                Ok(reply)
+            }
+            _ => Err(odd()),
+        }
+    }
+
+    fn word(&self) -> Result<&str, Failure> {
+        self.text(0)
+    }
+
+    fn text(&self, at: usize) -> Result<&str, Failure> {
+        self.0.get(at).and_then(text).ok_or_else(odd)
+    }
+
+    fn number(&self, at: usize) -> Result<u64, Failure> {
+        self.0.get(at).and_then(number).ok_or_else(odd)
+    }
+
+    /// The answer to `acquire`, and what to know while waiting.
+    pub(super) fn answer(&self) -> Result<(Answer, Option<Queued>), Failure> {
+        let answer = match self.word()? {
+            "granted" => Answer::Granted(Grant {
+                fence: Fence(self.number(1)?),
+                depth: self.count(2)?,
+                waited: Duration::from_micros(self.number(3)?),
+            }),
+            "queued" => {
+                let next = Some(self.text(3)?).filter(|next| !next.is_empty());
+                let next = next.map(|next| next.parse().map(Stamp::from_micros).map_err(|_| odd())).transpose()?;
+                let queued = Queued { now: Stamp::from_micros(self.number(2)?), next };
+                return Ok((Answer::Queued(self.count(1)?), Some(queued)));
+            }
+            "busy" => {
+                let texts = (2..self.0.len()).map(|at| self.text(at)).collect::<Result<Vec<_>, _>>()?;
+                let holders = texts.chunks_exact(2).map(|pair| hold(pair[0], pair[1])).collect::<Result<_, _>>()?;
+                Answer::Busy(holders, self.count(1)?)
+            }
+            "refused" => Answer::Refused(match self.text(1)? {
+                "lost" => Refusal::Lost,
+                "fence" => Refusal::Fence(Fence(self.number(2)?)),
+                "too deep" => Refusal::TooDeep(u32::try_from(self.number(2)?).map_err(|_| odd())?),
+                "narrower" => {
+                    let mut told: HashMap<String, Mode> = serde_json::from_str(self.text(2)?).map_err(|_| odd())?;
+                    Refusal::Narrower(told.remove("mode").ok_or_else(odd)?)
+                }
+                _ => return Err(odd()),
+            }),
+            _ => return Err(odd()),
+        };
+        Ok((answer, None))
+    }
+
+    /// The answer to `renew`.
+    pub(super) fn renewed(&self) -> Result<Renewed, Failure> {
+        Ok(match self.word()? {
+            "until" => Renewed::Until(Some(Stamp::from_micros(self.number(1)?))),
+            "revoked" => Renewed::Revoked,
+            "not yours" => Renewed::NotYours,
+            _ => return Err(odd()),
+        })
+    }
+
+    /// The answer to `release`.
+    pub(super) fn released(&self) -> Result<Released, Failure> {
+        Ok(match self.word()? {
+            "freed" => Released::Freed,
+            "cooling" => Released::Cooling,
+            "left" => Released::Left,
+            "unqueued" => Released::Unqueued,
+            "not yours" => Released::NotYours,
+            _ => return Err(odd()),
+        })
+    }
+
+    /// The answer to `unlock`.
+    pub(super) fn unlocked(&self) -> Result<Unlocked, Failure> {
+        Ok(Unlocked { ended: self.count(1)?, told: self.count(2)? })
+    }
+
+    /// The answer to `look`: the record as it is kept, and the server's clock.
+    pub(super) fn record(&self, key: &Key) -> Result<Option<(Record, Stamp)>, Failure> {
+        if self.word()? == "none" {
+            return Ok(None);
+        }
+        let now = Stamp::from_micros(self.number(1)?);
+        let mut fields: HashMap<&str, &str> = self.pairs(2)?.into_iter().collect();
+        let tickets = self.pairs(3)?;
+        let waiters: HashMap<&str, &str> = self.pairs(4)?.into_iter().collect();
+        let lives: HashMap<&str, &str> = self.pairs(5)?.into_iter().collect();
+        let mut holders = Vec::new();
+        fields.retain(|name, value| {
+            let lease = name.strip_prefix("h:");
+            holders.extend(lease.map(|lease| hold(lease, value)));
+            lease.is_none()
+        });
+        let mut holders: Vec<Hold> = holders.into_iter().collect::<Result<_, _>>()?;
+        holders.sort_unstable_by_key(|hold| hold.fence);
+        let mut queue = Vec::new();
+        for (lease, ticket) in tickets {
+            // Without the other half it was evicted; the next operation drops it.
+            let Some(waiter) = waiters.get(lease) else { continue };
+            let mut waiter = object(waiter)?;
+            waiter.insert("lease".into(), lease.into());
+            waiter.insert("ticket".into(), ticket.into());
+            // Who never showed its life is dead.
+            waiter.insert("until".into(), (*lives.get(lease).unwrap_or(&"0")).into());
+            if let Some(since) = fields.get(&*format!("o:{lease}")) {
+                waiter.insert("offered_at".into(), since.parse::<u64>().map_err(|_| odd())?.into());
+            }
+            queue.push(read::<Waiter>(waiter)?);
+        }
+        let mut events =
+            self.list(6)?.iter().map(|event| text(event).ok_or_else(odd)).collect::<Result<Vec<_>, _>>()?;
+        events.reverse();
+        let events: Vec<Json> =
+            events.into_iter().map(|event| object(event).map(Json::Object)).collect::<Result<_, _>>()?;
+        let count = |name| fields.get(name).map_or(Ok(0_u64), |text| text.parse().map_err(|_| odd()));
+        let record = json!({
+            "layout": count("layout")?,
+            "key": key,
+            "fence": count("fence")?,
+            "last_ticket": count("last_ticket")?,
+            "holders": holders,
+            "queue": queue,
+            "events": events,
+            "counters": {
+                "grants": count("grants")?, "expiries": count("expiries")?, "evictions": count("evictions")?,
+            },
+        });
+        serde_json::from_value(record).map(|record| Some((record, now))).map_err(|_| odd())
+    }
+
+    fn count(&self, at: usize) -> Result<usize, Failure> {
+        usize::try_from(self.number(at)?).map_err(|_| odd())
+    }
+
+    fn list(&self, at: usize) -> Result<&[Value], Failure> {
+        match self.0.get(at) {
+            Some(Value::Array(values)) => Ok(values),
+            _ => Err(odd()),
+        }
+    }
+
+    fn pairs(&self, at: usize) -> Result<Vec<(&str, &str)>, Failure> {
+        let pairs = self.list(at)?.chunks(2).map(|pair| Some((text(pair.first()?)?, text(pair.get(1)?)?)));
+        pairs.collect::<Option<_>>().ok_or_else(odd)
+    }
+}
+
+fn hold(lease: &str, text: &str) -> Result<Hold, Failure> {
+    let mut hold = object(text)?;
+    hold.insert("lease".into(), lease.into());
+    hold.entry("levels").or_insert_with(|| json!([]));
+    read(hold)
+}
+
+/// An object that a script keeps, with its numbers and the texts that were passed through.
+fn object(text: &str) -> Result<Map<String, Json>, Failure> {
+    let mut value = serde_json::from_str(text).map_err(|_| odd())?;
+    mend(&mut value).ok_or_else(odd)?;
+    if let Json::Object(object) = value { Ok(object) } else { Err(odd()) }
+}
+
+fn mend(value: &mut Json) -> Option<()> {
+    match value {
+        Json::Array(values) => values.iter_mut().try_for_each(mend),
+        Json::Object(fields) => fields.iter_mut().try_for_each(|(name, value)| match value {
+            Json::String(text) if NUMBERS.contains(&&**name) || name == "micros" => {
+                *value = text.parse::<u64>().ok()?.into();
+                Some(())
+            }
+            Json::String(text) if OPAQUE.contains(&&**name) => {
+                *value = serde_json::from_str(text).ok()?;
+                Some(())
+            }
+            value => mend(value),
+        }),
+        _ => Some(()),
+    }
+}
+
+fn read<T: DeserializeOwned>(mut fields: Map<String, Json>) -> Result<T, Failure> {
+    for name in ["ticket", "until"] {
+        if let Some(Json::String(text)) = fields.get(name) {
+            let number: u64 = text.parse().map_err(|_| odd())?;
+            fields.insert(name.into(), number.into());
+        }
+    }
+    serde_json::from_value(Json::Object(fields)).map_err(|_| odd())
+}
+
+pub(super) fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}
+
+pub(super) fn number(value: &Value) -> Option<u64> {
+    match value {
+        Value::Int(number) => u64::try_from(*number).ok(),
+        value => text(value)?.parse().ok(),
+    }
+}
+
+fn odd() -> Failure {
+    Failure::Odd("its record of this key is not as dlock writes it".into())
+}

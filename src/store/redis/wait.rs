@@ -1,0 +1,184 @@
+//! How one sleeps until a key's record may have changed in a way that matters: on a list of one's own
+//! (BLPOP), and until an instant that the record names.
+
+use std::time::Duration;
+
+use redis::{Value, cmd};
+
+use super::reply::{self, Queued};
+use super::trouble::Failure;
+use super::{RedisStore, lock};
+use crate::clock::Moment;
+use crate::model::{Key, LeaseId, LevelId, Stamp};
+use crate::store::Watch;
+
+/// How long to listen to what becomes of a hold if nothing ends that.
+const LISTEN: Duration = Duration::from_secs(16);
+
+/// If the one who watches is dead, too, then any other who shows its life notices what is overdue by so much.
+const OVERDUE: Duration = Duration::from_millis(1500);
+
+/// How much later than it was asked to a server may answer a sleeper.
+const LATE: Duration = Duration::from_secs(1);
+
+/// How often one who waits for the end of a lease looks whether it missed the word of it: several may wait
+/// for the same one, and one of them gets the word.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Where one stands that waits in line.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// The server's clock when it spoke last, and ours when we heard it.
+    clock: (Stamp, Moment),
+    /// The instant at which something may end that nobody tells of, and whether we are the one to watch it.
+    next: Option<Stamp>,
+    watches: bool,
+    /// When we showed our life last, and how long that is good.
+    signed: Moment,
+    good_for: Duration,
+}
+
+impl Place {
+    pub(super) fn new(queued: Queued, heard: Moment, good_for: Duration) -> Self {
+        let Queued { now, next } = queued;
+        Self { clock: (now, heard), next, watches: next.is_some(), signed: heard, good_for }
+    }
+
+    /// When to show our life: there is time left for a second try. With a look at the record and the next
+    /// sleep that makes three commands every 16 s.
+    fn sign_at(&self) -> Moment {
+        self.signed.after(self.good_for * 2 / 3)
+    }
+
+    /// The server's clock at a moment of ours.
+    fn server_at(&self, moment: Moment) -> Stamp {
+        self.clock.0.after(moment.since(self.clock.1))
+    }
+
+    /// The moment of ours at which the server's clock shows `stamp`.
+    fn moment_of(&self, stamp: Stamp) -> Moment {
+        self.clock.1.after(stamp.since(self.clock.0))
+    }
+
+    /// When to look at the record.
+    fn due(&self) -> Option<Moment> {
+        self.next.filter(|_| self.watches).map(|next| self.moment_of(next))
+    }
+
+    /// Whether something should have ended by now.
+    fn is_overdue(&self) -> bool {
+        let now = self.server_at(Moment::now());
+        let patience = if self.watches { Duration::ZERO } else { OVERDUE };
+        self.next.is_some_and(|next| next.after(patience) <= now)
+    }
+
+    /// Takes in what a script told: `watch NEXT NOW`.
+    fn told(&mut self, word: &str) -> Option<()> {
+        let mut numbers = word.strip_prefix("watch ")?.split(' ');
+        let next = numbers.next()?;
+        let now = numbers.next()?.parse().map(Stamp::from_micros).ok()?;
+        // It may have lain there for a while, so it says less about the clock than a reply.
+        if now > self.server_at(Moment::now()) {
+            self.clock = (now, Moment::now());
+        }
+        self.next = next.parse().map(Stamp::from_micros).ok();
+        self.watches = true;
+        Some(())
+    }
+}
+
+impl RedisStore {
+    pub(super) fn wait(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), Failure> {
+        let until = timeout.map(|timeout| Moment::now().after(timeout));
+        match watch {
+            Watch::Turn(level) => self.await_turn(key, *level, until),
+            // Who listens leaves time for what comes next, and a connection for the end of the command.
+            Watch::Hold(level) => {
+                let span = timeout.unwrap_or(LISTEN);
+                let list = self.name(key, &format!("wake:{}", level.secret()));
+                self.pop(&[list], span * 9 / 10, span / 10, 1).map(drop)
+            }
+            Watch::Ends(leases) => {
+                let span = timeout.map_or(LOOK, |timeout| timeout.min(LOOK));
+                let list = |lease: &LeaseId| self.name(key, &format!("wake:end:{}", lease.secret()));
+                let lists: Vec<String> = leases.iter().map(list).collect();
+                self.pop(&lists, span, LATE, 0).map(drop)
+            }
+        }
+    }
+
+    /// Sleeps until it is time to ask.
+    fn await_turn(&self, key: &Key, level: LevelId, until: Option<Moment>) -> Result<(), Failure> {
+        let Some(mut place) = lock(&self.places).get(&level).copied() else { return Ok(()) };
+        let list = self.name(key, &format!("wake:{}", level.secret()));
+        let outcome = loop {
+            let sign = place.sign_at();
+            let wake = [Some(sign), place.due(), until].into_iter().flatten().min().unwrap_or(sign);
+            match self.pop(std::slice::from_ref(&list), wake.left(), LATE, 0) {
+                Err(failure) => break Err(failure),
+                Ok(Some(word)) if place.told(&word).is_some() => continue,
+                Ok(Some(_)) => break Ok(()),
+                Ok(None) => {}
+            }
+            if until.is_some_and(|until| until.left().is_zero()) {
+                break Ok(());
+            }
+            let signs = sign.left().is_zero();
+            match self.look(key, level, &mut place, signs) {
+                Ok(true) => {}
+                done => break done.map(drop),
+            }
+        };
+        let mut places = lock(&self.places);
+        places.insert(level, place);
+        outcome
+    }
+
+    /// Reads the instant that is watched, and shows our life if it is time to. Whether to sleep on: no if
+    /// that instant has passed, or if we are not in the queue any more.
+    fn look(&self, key: &Key, level: LevelId, place: &mut Place, signs: bool) -> Result<bool, Failure> {
+        let mut commands = vec![cmd("HGET").arg(self.name(key, "record")).arg("next").take()];
+        if signs {
+            let good_until = place.server_at(Moment::now()).after(place.good_for).micros();
+            let mut sign = cmd("ZADD");
+            sign.arg(self.name(key, "life")).arg("XX").arg("CH").arg(good_until).arg(level.secret());
+            commands.push(sign);
+        }
+        let until = Moment::now().after(self.patience);
+        let mut replies = self.exchange(&commands, true, until)?;
+        if let Some(Value::ServerError(error)) = replies.iter().find(|reply| matches!(reply, Value::ServerError(_))) {
+            return Err(Failure::Server(error.clone()));
+        }
+        if signs {
+            place.signed = Moment::now();
+            if replies.pop().as_ref().and_then(reply::number) == Some(0) {
+                return Ok(false);
+            }
+        }
+        place.next = replies.first().and_then(reply::number).map(Stamp::from_micros);
+        Ok(!place.is_overdue())
+    }
+
+    /// Takes a word off one of the lists; nothing if there is none for `span`. The server may be `late` with
+    /// that. Of the idle connections so many are `left` alone.
+    fn pop(&self, lists: &[String], span: Duration, late: Duration, left: usize) -> Result<Option<String>, Failure> {
+        // Zero would be for ever.
+        let span = span.max(Duration::from_millis(10));
+        let until = Moment::now().after(span + late);
+        let mut pop = cmd("BLPOP");
+        pop.arg(lists).arg(format!("{:.3}", span.as_secs_f64()));
+        let idle = Some(&mut *lock(&self.idle)).filter(|idle| idle.len() > left).and_then(Vec::pop);
+        let mut connection = match idle {
+            Some(connection) => connection,
+            None => self.open(until)?,
+        };
+        let replies = connection.ask(&[pop], until.left())?;
+        lock(&self.idle).push(connection);
+        match &replies[..] {
+            [Value::Nil] => Ok(None),
+            [Value::Array(pair)] => Ok(pair.get(1).and_then(reply::text).map(str::to_owned)),
+            [Value::ServerError(error)] => Err(Failure::Server(error.clone())),
+            _ => Err(Failure::Garbage),
+        }
+    }
+}

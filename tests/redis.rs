@@ -1,0 +1,3 @@
+//! What is particular to Redis and Valkey servers. What they share with other stores stands with the topic.
+
+mod oracle;

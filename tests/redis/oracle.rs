@@ -1,0 +1,111 @@
+//! The law in Lua against the law in Rust: the same random operations on both, under a clock that the test
+//! rules, have the same answers and leave the same record.
+
+use std::time::Duration;
+
+use dlock::model::{Fence, Key, Patience, Record, SIGN_OF_LIFE, Stamp};
+use dlock::store::{Address, RedisStore, Store};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+use crate::law::world::{Act, Moment};
+use crate::law::{Play, Step, Wish, step};
+use crate::support::has;
+use crate::support::redis::{REDIS, Server, VALKEY};
+
+/// More than any of these operations takes.
+const WITHIN: Duration = Duration::from_secs(20);
+
+/// One thing that happens to both.
+#[derive(Clone, Debug)]
+enum Both {
+    Law(Step),
+    /// The clock is set back.
+    Back(Duration),
+}
+
+/// What somebody asks for where all goes by time.
+fn timed(step: Step) -> Step {
+    let mend = |mut wish: Wish| {
+        wish.ttl.get_or_insert(Duration::from_secs(2));
+        if wish.patience == Patience::Attended {
+            wish.patience = Patience::SignOfLife(SIGN_OF_LIFE);
+        }
+        wish
+    };
+    match step {
+        Step::Ask(who, wish) => Step::Ask(who, mend(wish)),
+        Step::Enter(which, wish) => Step::Enter(which, mend(wish)),
+        step => step,
+    }
+}
+
+fn both() -> impl Strategy<Value = Both> {
+    let back = prop_oneof![Just(1), Just(600_000), Just(30_000_000)].prop_map(Duration::from_micros);
+    prop_oneof![40 => step().prop_map(timed).prop_map(Both::Law), 1 => back.prop_map(Both::Back)]
+}
+
+/// Does what the model did, and returns both answers as text.
+fn ask(store: &RedisStore, key: &Key, moment: &Moment) -> (String, String) {
+    let text = |answer: &dyn std::fmt::Debug| format!("{answer:?}");
+    match &moment.act {
+        Act::Acquire(ask, answer) => (text(answer), text(&store.acquire(key, ask, WITHIN).expect("it answers"))),
+        Act::Renew(level, ttl, answer) => {
+            (text(answer), text(&store.renew(key, *level, *ttl, WITHIN).expect("it answers")))
+        }
+        Act::Release(level, answer) => {
+            (text(answer), text(&store.release(key, *level, None, WITHIN).expect("it answers")))
+        }
+        Act::Unlock(leases, force, answer) => {
+            (text(answer), text(&store.revoke(key, leases, *force).expect("it answers")))
+        }
+        Act::Look => Default::default(),
+    }
+}
+
+fn agree(program: &'static str) {
+    if !has(program) {
+        return;
+    }
+    let server = Server::start(program, &[]);
+    let address = Address::parse(&server.url(), "/".as_ref()).expect("a URL");
+    let store = RedisStore::new(&address, WITHIN);
+    let config = ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() };
+    let sequences = proptest::collection::vec(both(), 1..100);
+    let outcome = TestRunner::new(config).run(&sequences, |steps| {
+        server.ask(&["FLUSHALL"]);
+        let mut play = Play::new(0, Fence(0));
+        let key = play.record.key.clone();
+        for (at, step) in steps.iter().enumerate() {
+            let step = match step {
+                Both::Law(step) => step,
+                Both::Back(span) => {
+                    let now = play.world.now.micros();
+                    play.world.now = Stamp::from_micros(now.saturating_sub(span.as_micros().try_into().unwrap_or(now)));
+                    continue;
+                }
+            };
+            let Some(moment) = play.step(step) else { continue };
+            store.set_clock(Some(play.world.now));
+            let (model, server) = ask(&store, &key, &moment);
+            prop_assert_eq!(model, server, "step {}: {:?}", at, step);
+            let kept = store.inspect(&key).expect("it answers").unwrap_or_else(|| Record::new(key.clone()));
+            let expected = play.record.clone().seen(&play.world);
+            prop_assert_eq!(expected, kept, "after step {}: {:?}", at, step);
+        }
+        Ok(())
+    });
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+}
+
+#[test]
+fn lua_and_model_agree_on_redis() {
+    agree(REDIS);
+}
+
+#[test]
+fn lua_and_model_agree_on_valkey() {
+    agree(VALKEY);
+}
