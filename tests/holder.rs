@@ -241,9 +241,6 @@ fn a_lost_reply_does_not_lock_us_out_of_our_own_lock() {
     let bench = Bench::new();
     bench.memory.loses_a_reply.store(true, Ordering::SeqCst);
     let lease = bench.lease();
-    let granted = bench.record().holders[0].granted_at;
-    let pause = Now.now().since(granted);
-    assert!(pause > Duration::from_millis(50), "the answer came late: {pause:?}");
     // Whether it counts from the request that was granted or from a renewal since: it ends before the store's.
     let ours = lease.deadline().expect("it goes by time").moment().left();
     let theirs = bench.record().holders[0].levels[0].until.expect("it goes by time").since(Now.now());
