@@ -89,6 +89,7 @@ pub enum Intent {
 ///
 /// # Errors
 /// [`StoreError`] if it is known at once that the store cannot be used.
+#[cfg_attr(not(feature = "redis"), expect(unused_variables, reason = "the file store has limits of its own"))]
 pub fn open(url: &Url, intent: Intent, patience: Duration) -> Result<Arc<dyn Store>, StoreError> {
     match url {
         Url::File(path) => Ok(Arc::new(Ledger::new(FileRegister::open(path, intent == Intent::Lock)?))),

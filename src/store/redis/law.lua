@@ -19,11 +19,18 @@ local KEPT = 30 * 86400     -- seconds that a key is kept after its last lease; 
 local BATCH = 1000          -- arguments of one command; Lua has room for a few thousand
 local WAKE_KEPT = 60        -- seconds that a wake-up waits for somebody whose connection is away
 
+-- Servers of different age wrap the words of a refused command differently, and none names the command.
+local function call(command, ...)
+  local reply = redis.pcall(command, ...)
+  if type(reply) == 'table' and reply.err then error('[[' .. command .. ' ' .. reply.err .. ']]', 0) end
+  return reply
+end
+
 local function int(number) return string.format('%.0f', number) end
 
 local now = tonumber(clock)
 if not now then
-  local time = redis.call('TIME')
+  local time = call('TIME')
   now = time[1] * 1000000 + time[2]
 end
 
@@ -32,7 +39,7 @@ end
 local fields, holds, offered = {}, {}, {}
 local changed, gone, noted, counts = {}, {}, {}, {}
 
-local raw = redis.call('HGETALL', record)
+local raw = call('HGETALL', record)
 for at = 1, #raw, 2 do
   local kind, lease = raw[at]:sub(1, 2), raw[at]:sub(3)
   if kind == 'h:' then
@@ -54,8 +61,8 @@ local last_ticket = tonumber(fields.last_ticket or 0)
 
 if op == 'look' then
   if #raw == 0 then return {'none'} end
-  return {'record', int(now), raw, redis.call('ZRANGE', queue, 0, -1, 'WITHSCORES'), redis.call('HGETALL', waiters),
-    redis.call('ZRANGE', life, 0, -1, 'WITHSCORES'), redis.call('LRANGE', events, 0, -1)}
+  return {'record', int(now), raw, call('ZRANGE', queue, 0, -1, 'WITHSCORES'), call('HGETALL', waiters),
+    call('ZRANGE', life, 0, -1, 'WITHSCORES'), call('LRANGE', events, 0, -1)}
 end
 
 -- Small things ---------------------------------------------------------------------------------------------
@@ -101,8 +108,8 @@ local function note(kind, hold, since, ending)
 end
 
 local function tell(list, word)
-  redis.call('RPUSH', wake .. list, word)
-  redis.call('EXPIRE', wake .. list, WAKE_KEPT)
+  call('RPUSH', wake .. list, word)
+  call('EXPIRE', wake .. list, WAKE_KEPT)
 end
 
 -- Ends a hold. The fence rises, so that one read during the hold does not match after it.
@@ -115,10 +122,10 @@ local function finish(at)
 end
 
 local function leave_queue(lease)
-  redis.call('ZREM', queue, lease)
-  redis.call('HDEL', waiters, lease)
-  redis.call('ZREM', life, lease)
-  redis.call('DEL', wake .. lease)
+  call('ZREM', queue, lease)
+  call('HDEL', waiters, lease)
+  call('ZREM', life, lease)
+  call('DEL', wake .. lease)
   if offered[lease] then
     offered[lease] = nil
     gone[#gone + 1] = 'o:' .. lease
@@ -147,10 +154,10 @@ local function line_up()
   for _, hold in ipairs(holds) do add(crowd, hold.mode) end
   local fit, from = {}, 0
   while true do
-    local some = redis.call('ZRANGE', queue, from, from + math.min(#fit, BATCH - 1))
+    local some = call('ZRANGE', queue, from, from + math.min(#fit, BATCH - 1))
     if #some == 0 then return fit, nil, crowd end
     if crowd.count > 0 and not crowd.shared and not crowd.slots then return fit, some[1], crowd end
-    for at, waiter in ipairs(redis.call('HMGET', waiters, unpack(some))) do
+    for at, waiter in ipairs(call('HMGET', waiters, unpack(some))) do
       local mode = waiter and cjson.decode(waiter).mode
       if not mode then
         leave_queue(some[at])
@@ -190,7 +197,7 @@ local function prune(caller)
   for lease, since in pairs(offered) do
     if lease ~= caller and since + OFFER <= now then leave_queue(lease) end
   end
-  for _, lease in ipairs(redis.call('ZRANGEBYSCORE', life, '-inf', int(now))) do
+  for _, lease in ipairs(call('ZRANGEBYSCORE', life, '-inf', int(now))) do
     if lease ~= caller then leave_queue(lease) end
   end
 end
@@ -225,7 +232,7 @@ end
 local function grant(ask, ticket)
   local asked_at = int(now)
   if ticket then
-    asked_at = cjson.decode(redis.call('HGET', waiters, ask.lease)).asked_at
+    asked_at = cjson.decode(call('HGET', waiters, ask.lease)).asked_at
     leave_queue(ask.lease)
   end
   -- A counter alone repeats itself after a failover or a restored snapshot; the clock does not.
@@ -249,27 +256,27 @@ local function acquire(ask)
   if find(ask.lease) then return {'refused', 'lost'} end
   if ask.if_fence and ask.if_fence ~= int(fence) then return {'refused', 'fence', int(fence)} end
   local fit, misfit, crowd = line_up()
-  local ticket = (#fit > 0 or misfit) and redis.call('ZSCORE', queue, ask.lease) or nil
+  local ticket = (#fit > 0 or misfit) and call('ZSCORE', queue, ask.lease) or nil
   local admitted = not ticket and not misfit and fits(crowd, ask.mode)
   for _, lease in ipairs(fit) do admitted = admitted or lease == ask.lease end
   if admitted and not (ask.if_fence and #holds > 0) then return grant(ask, ticket and int(ticket)) end
   -- The fence changes with whoever comes first in the queue, so to wait for an old one is in vain.
   if ask.good_for == '0' or ask.if_fence then
     if ticket then leave_queue(ask.lease) end
-    local busy = {'busy', redis.call('ZCARD', queue)}
+    local busy = {'busy', call('ZCARD', queue)}
     for _, other in ipairs(holds) do
       busy[#busy + 1], busy[#busy + 2] = other.lease, encode(other)
     end
     return busy
   end
   if not ticket then
-    redis.call('ZADD', queue, next_ticket(), ask.lease)
-    redis.call('HSET', waiters, ask.lease, cjson.encode({mode = ask.mode, asked_at = int(now), info = ask.info}))
-    for _, key in ipairs({queue, waiters}) do redis.call('EXPIRE', key, KEPT) end
+    call('ZADD', queue, next_ticket(), ask.lease)
+    call('HSET', waiters, ask.lease, cjson.encode({mode = ask.mode, asked_at = int(now), info = ask.info}))
+    for _, key in ipairs({queue, waiters}) do call('EXPIRE', key, KEPT) end
   end
-  redis.call('ZADD', life, later(ask.good_for), ask.lease)
-  redis.call('EXPIRE', life, KEPT)
-  return {'queued', redis.call('ZRANK', queue, ask.lease)}
+  call('ZADD', life, later(ask.good_for), ask.lease)
+  call('EXPIRE', life, KEPT)
+  return {'queued', call('ZRANK', queue, ask.lease)}
 end
 
 -- Extends a level; never shortens it, and never brings back one that has ended.
@@ -284,7 +291,7 @@ end
 
 -- Leaves the queue, or takes off one level; the last one ends the hold.
 local function release(id, ending)
-  if redis.call('ZSCORE', queue, id) then
+  if call('ZSCORE', queue, id) then
     leave_queue(id)
     return {'unqueued'}
   end
@@ -374,7 +381,7 @@ if watcher or #fit > 0 then
   elseif next ~= was then
     changed.next = named
   end
-  local ticket = watcher and tonumber(redis.call('ZSCORE', queue, watcher)) or 0
+  local ticket = watcher and tonumber(call('ZSCORE', queue, watcher)) or 0
   local is_new = ticket > tonumber(fields.told or 0)
   if is_new then changed.told = int(ticket) end
   if watcher and watcher ~= caller and (is_new or next < was) then
@@ -393,7 +400,7 @@ for what, value in pairs(counts) do changed[what] = int(value) end
 
 local function in_batches(command, list)
   for from = 1, #list, BATCH do
-    redis.call(command, record, unpack(list, from, math.min(from + BATCH - 1, #list)))
+    call(command, record, unpack(list, from, math.min(from + BATCH - 1, #list)))
   end
 end
 
@@ -409,15 +416,15 @@ end
 if #writes > 0 and not fields.layout then writes[#writes + 1], writes[#writes + 2] = 'layout', int(LAYOUT) end
 in_batches('HDEL', gone)
 in_batches('HSET', writes)
-if #writes > 0 then redis.call('EXPIRE', record, KEPT) end
+if #writes > 0 then call('EXPIRE', record, KEPT) end
 if #noted > 0 then
-  redis.call('LPUSH', events, unpack(noted, math.max(1, #noted - MAX_EVENTS + 1)))
-  redis.call('LTRIM', events, 0, MAX_EVENTS - 1)
-  redis.call('EXPIRE', events, KEPT)
+  call('LPUSH', events, unpack(noted, math.max(1, #noted - MAX_EVENTS + 1)))
+  call('LTRIM', events, 0, MAX_EVENTS - 1)
+  call('EXPIRE', events, KEPT)
 end
 if counts.grants and index then
-  redis.call('ZADD', index, int(now), ARGV[4])
-  redis.call('ZREMRANGEBYSCORE', index, '-inf', int(now - KEPT * 1000000))
-  redis.call('EXPIRE', index, KEPT)
+  call('ZADD', index, int(now), ARGV[4])
+  call('ZREMRANGEBYSCORE', index, '-inf', int(now - KEPT * 1000000))
+  call('EXPIRE', index, KEPT)
 end
 return answer

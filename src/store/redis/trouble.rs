@@ -47,12 +47,10 @@ impl Failure {
                 (Trouble::Unreachable, "it closed the connection".into())
             }
             Self::Io(error) => (Trouble::Unreachable, sys::words(&error)),
-            Self::Silent(span) => {
-                let span = humantime::format_duration(Duration::from_millis(
-                    u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(1),
-                ));
-                (Trouble::Unreachable, format!("it did not answer within {span}"))
-            }
+            Self::Silent(span) => (
+                Trouble::Unreachable,
+                format!("it did not answer within {}", humantime::format_duration(rounded(span))),
+            ),
             Self::Garbage => (Trouble::Unreachable, "what it answers is not the protocol of Redis".into()),
             // Whose certificate is not good will not have a better one in a second.
             Self::Tls(error @ (rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_))) => {
@@ -66,10 +64,18 @@ impl Failure {
     }
 }
 
-/// A refusal of the server: whether to try again, and its words.
+/// A limit as people would have written it.
+fn rounded(span: Duration) -> Duration {
+    let grain = if span < Duration::from_secs(1) { 10 } else { 100 };
+    let grains = (span.as_millis() + grain / 2) / grain;
+    Duration::from_millis(u64::try_from(grains.max(1) * grain).unwrap_or(u64::MAX))
+}
+
+/// A refusal of the server: what it means, and its words.
 fn refusal(error: &ServerError) -> (Trouble, String) {
-    let words = error.details().unwrap_or_default();
-    let trouble = match error.code() {
+    let details = error.details().unwrap_or_default();
+    let (command, code, words) = inner(details).unwrap_or((None, error.code(), details));
+    let trouble = match code {
         "MOVED" | "ASK" | "CROSSSLOT" => {
             return (Trouble::Unfit, "it is a node of a cluster; a redis:// URL is for a single server".into());
         }
@@ -83,16 +89,40 @@ fn refusal(error: &ServerError) -> (Trouble, String) {
         // What is left goes over: LOADING, BUSY, READONLY, MASTERDOWN, OOM, MISCONF, NOREPLICAS, CLUSTERDOWN …
         _ => Trouble::Unreachable,
     };
-    (trouble, format!("it says '{}'", shown(error.code(), words)))
+    let said = shown(code, words);
+    match command.filter(|_| trouble == Trouble::Refused) {
+        Some(command) => (trouble, format!("it refuses {command} to us: '{said}'")),
+        None => (trouble, format!("it says '{said}'")),
+    }
+}
+
+/// The command that was refused inside our script, the code and the words, as the script gave them on.
+fn inner(details: &str) -> Option<(Option<&str>, &str, &str)> {
+    let (_, rest) = details.split_once("[[")?;
+    let (refused, _) = rest.rsplit_once("]]")?;
+    let (command, error) = refused.split_once(' ')?;
+    // Redis 6.2 begins with the place in the script, and some errors of it have no code.
+    let place = error.strip_prefix("@user_script: ").and_then(|rest| rest.split_once(": "));
+    let error = place.map_or(error, |(_, error)| error).trim_start_matches('-');
+    let coded = error.split_once(' ').filter(|(code, _)| code.bytes().all(|byte| byte.is_ascii_uppercase()));
+    let (code, words) = coded.unwrap_or(("ERR", error));
+    Some((Some(command), code, words))
 }
 
 /// Whether `ERR …` means that we may not do what we asked for, now or later.
 fn is_about_us(words: &str) -> bool {
+    const KNOWN: [&str; 8] = [
+        "unknown command",
+        "unknown redis command",
+        "invalid password",
+        "without any password",
+        "no permissions",
+        "acl failure",
+        "can't run this command",
+        "can't access",
+    ];
     let words = words.to_lowercase();
-    ["unknown command", "unknown redis command", "invalid password", "without any password", "no permissions"]
-        .iter()
-        .any(|known| words.contains(known))
-        || ["acl failure", "can't run this command", "cannot access"].iter().any(|known| words.contains(known))
+    KNOWN.iter().any(|known| words.contains(known))
 }
 
 fn shown(code: &str, words: &str) -> String {
