@@ -24,7 +24,7 @@ function __fish_dlock_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c dlock -n "__fish_dlock_needs_command" -s S -l store -d 'Where leases live, say file:DIR (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_needs_command" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_needs_command" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_needs_command" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_needs_command" -s q -l quiet -d 'Say nothing but errors'
@@ -49,7 +49,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand run" -s k -l kill-after -d '
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l max-run -d 'Stop the command after DUR and exit 124' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l on-lost -d 'What a lost lease does to the command: stop or continue [default: stop]' -r -f -a "stop\t'It is stopped'
 continue\t'It goes on; dlock still exits 76'"
-complete -c dlock -n "__fish_dlock_using_subcommand run" -s S -l store -d 'Where leases live, say file:DIR (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s n -l nonblock -d 'Give up at once if the key is taken'
@@ -58,7 +58,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand run" -s q -l quiet -d 'Say n
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l prefix -d 'Only keys that begin so' -r
-complete -c dlock -n "__fish_dlock_using_subcommand status" -s S -l store -d 'Where leases live, say file:DIR (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand status" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l all -d 'Free keys, too'
@@ -68,7 +68,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand status" -s v -l verbose -d '
 complete -c dlock -n "__fish_dlock_using_subcommand status" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l lease -d 'Only if this lease holds it: at least the first 8 digits of its id' -r
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s w -l wait -d 'How long the holder may take to stop [default: what is left of its ttl]' -r
-complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s S -l store -d 'Where leases live, say file:DIR (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l force -d 'Do not wait for the holder to stop'
@@ -76,19 +76,19 @@ complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l yes -d 'Do not as
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s h -l help -d 'Print help'
-complete -c dlock -n "__fish_dlock_using_subcommand fence" -s S -l store -d 'Where leases live, say file:DIR (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s h -l help -d 'Print help'
-complete -c dlock -n "__fish_dlock_using_subcommand completions" -s S -l store -d 'Where leases live, say file:DIR (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s h -l help -d 'Print help'
-complete -c dlock -n "__fish_dlock_using_subcommand man" -s S -l store -d 'Where leases live, say file:DIR (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand man" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand man" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand man" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand man" -s q -l quiet -d 'Say nothing but errors'

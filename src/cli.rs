@@ -35,7 +35,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// Where leases live, say file:DIR (or DLOCK_STORE)
+    /// Where leases live, say redis://HOST (or DLOCK_STORE)
     #[arg(short = 'S', long, global = true, value_name = "URL", conflicts_with = "store_file")]
     pub store: Option<OsString>,
     /// Read the store's URL from a file (or DLOCK_STORE_FILE)

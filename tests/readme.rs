@@ -34,7 +34,7 @@ fn run(store: &Store, script: &str) -> crate::support::Done {
     let mut shell = command("sh");
     shell.args(["-euc", script]).current_dir(store.dir.path());
     shell.env("PATH", format!("{}:{path}", bin.display())).env("HOME", store.dir.path());
-    shell.env("DLOCK_STORE", format!("file:{}", store.path("locks").display()));
+    shell.env("DLOCK_STORE", store.url());
     finish(&mut shell)
 }
 
@@ -51,8 +51,9 @@ fn the_shell_examples_run_to_their_end() {
 #[test]
 fn the_crontab_lines_run_when_the_key_is_free_and_are_silent_when_it_is_not() {
     let blocks = blocks("crontab");
-    assert_eq!(blocks.len(), 2);
-    for line in blocks.iter().flat_map(|block| block.lines()) {
+    assert_eq!(blocks.len(), 3);
+    // A line that sets a variable names a store of the reader's.
+    for line in blocks.iter().flat_map(|block| block.lines()).filter(|line| !line.starts_with("DLOCK_STORE_FILE=")) {
         let job = line.splitn(6, ' ').nth(5).expect("a crontab line has five fields and a command");
         let store = Store::new();
         run(&store, job).is(0, "ran\n", "");
@@ -60,6 +61,22 @@ fn the_crontab_lines_run_when_the_key_is_free_and_are_silent_when_it_is_not() {
         let _holder = (!job.contains("--min-hold")).then(|| store.hold(key));
         run(&store, job).is(0, "", "");
     }
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn the_examples_for_redis_run_to_their_end() {
+    use crate::support::redis::{REDIS, on_a_server};
+    on_a_server(REDIS, |store| {
+        let blocks = blocks("bash");
+        assert_eq!(blocks.len(), 2);
+        for block in blocks {
+            let script = block.replace("redis://redis.example", store.url());
+            assert_ne!(script, block, "it names the server");
+            let done = run(store, &script);
+            assert!(done.status.success(), "{block}\n{done:#?}");
+        }
+    });
 }
 
 #[test]

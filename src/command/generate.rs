@@ -25,7 +25,11 @@ struct Page {
 const DLOCK: Page = Page {
     about: "dlock holds a named lease while a command runs, so that a job runs once at a time. A lease ends when \
             its command ends, and when dlock, the command or the machine dies. Who waits gets the key in the order \
-            in which it came. Without a store, keys live in a directory of this machine.",
+            in which it came. Without a store, keys live in a directory of this machine; redis://HOST names a Redis or \
+            Valkey server, which many machines share. The URL of one may have a user, a password and a database \
+            (redis://USER:PASSWORD@HOST:PORT/DB), a prefix for its keys (?prefix=NAME), and rediss:// TLS \
+            (?ca=FILE&cert=FILE&key=FILE); redis+unix:///SOCKET is a socket. Keep a URL with a password in a file, \
+            for --store-file.",
     exit: &[("0", "success"), ("others", "see the page of the verb")],
     examples: &[
         ("Run a backup, one at a time", "dlock run backup -- /usr/local/bin/backup"),

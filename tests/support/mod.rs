@@ -94,6 +94,11 @@ impl Store {
         }
     }
 
+    /// The URL.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
     /// Whether leases of `run` end unless they are renewed.
     pub(crate) fn beats(&self) -> bool {
         !self.url.starts_with("file:")
