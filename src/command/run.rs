@@ -186,7 +186,7 @@ fn busy(plan: &RunPlan, settings: &Settings, store: &dyn Store, holders: &[Hold]
         Some(wait) if !wait.is_zero() && plan.if_fence.is_none() => format!("; gave up after {}", words::span(wait)),
         _ => String::new(),
     };
-    let taken = words::taken(&plan.key, holders, waiting);
+    let taken = words::taken(&plan.key, holders, waiting, store.now());
     log::warn!("{taken}{}{gave_up}", words::place(settings, store));
     Ending::Code(plan.conflict)
 }

@@ -37,18 +37,18 @@ pub(super) fn status(status: &cli::Status, settings: &Settings) -> Result<Ending
     }
     let held = records.iter().any(|record| !record.holders.is_empty());
     if status.json {
-        let keys: Vec<Value> = records.iter().map(key_json).collect();
+        let keys: Vec<Value> = records.iter().map(|record| key_json(record, store.now())).collect();
         let report = json!({ "schema": SCHEMA, "store": store.identity(), "keys": keys });
         super::print(&format!("{}\n", output::clean_json(&format!("{report:#}"))))?;
     } else if records.is_empty() {
         log::info!("no key is held{}", words::place(settings, &*store));
     } else {
-        super::print(&table(&records))?;
+        super::print(&table(&records, store.now()))?;
     }
     Ok(if held { Ending::OK } else { Ending::Code(1) })
 }
 
-fn table(records: &[Record]) -> String {
+fn table(records: &[Record], now: Stamp) -> String {
     let mut rows = vec![["KEY", "STATE", "FOR", "WHO", "LEASE", "FENCE", "WAITING", "NOTE"].map(String::from).to_vec()];
     for record in records {
         let key = output::clean(record.key.as_str());
@@ -59,7 +59,7 @@ fn table(records: &[Record]) -> String {
             continue;
         }
         for hold in &record.holders {
-            let age = words::span(words::now().since(hold.granted_at));
+            let age = words::span(now.since(hold.granted_at));
             let who = output::clean(&words::who(&hold.info));
             let note = hold.info.note.as_deref().map_or_else(|| "-".into(), output::clean);
             let (lease, fence) = (hold.lease.short(), hold.fence.to_string());
@@ -77,9 +77,9 @@ fn state(hold: &Hold) -> String {
     }
 }
 
-fn key_json(record: &Record) -> Value {
-    let holders: Vec<Value> = record.holders.iter().map(hold_json).collect();
-    let queue: Vec<Value> = record.queue.iter().map(waiter_json).collect();
+fn key_json(record: &Record, now: Stamp) -> Value {
+    let holders: Vec<Value> = record.holders.iter().map(|hold| hold_json(hold, now)).collect();
+    let queue: Vec<Value> = record.queue.iter().map(|waiter| waiter_json(waiter, now)).collect();
     json!({
         "key": record.key.as_str(),
         "held": !record.holders.is_empty(),
@@ -89,14 +89,14 @@ fn key_json(record: &Record) -> Value {
     })
 }
 
-fn hold_json(hold: &Hold) -> Value {
+fn hold_json(hold: &Hold, now: Stamp) -> Value {
     let mut object = json!({
         "lease": hold.lease.short(),
         "mode": mode(hold.mode),
         "fence": hold.fence.0,
         "depth": hold.levels.len(),
         "since": time(hold.granted_at),
-        "held_ms": millis(words::now().since(hold.granted_at)),
+        "held_ms": millis(now.since(hold.granted_at)),
         "waited_ms": millis(hold.granted_at.since(hold.asked_at)),
         "until": hold.ends_at().map(time),
         "hold_until": hold.hold_until.map(time),
@@ -111,12 +111,12 @@ fn hold_json(hold: &Hold) -> Value {
     object
 }
 
-fn waiter_json(waiter: &Waiter) -> Value {
+fn waiter_json(waiter: &Waiter, now: Stamp) -> Value {
     let mut object = json!({
         "lease": waiter.lease.short(),
         "mode": mode(waiter.mode),
         "since": time(waiter.asked_at),
-        "waiting_ms": millis(words::now().since(waiter.asked_at)),
+        "waiting_ms": millis(now.since(waiter.asked_at)),
     });
     add(&mut object, &info(&waiter.info));
     object

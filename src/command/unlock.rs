@@ -35,12 +35,16 @@ pub(super) fn unlock(unlock: &cli::Unlock, settings: &Settings) -> Result<Ending
     let meant = |hold: &&Hold| wanted.as_ref().is_none_or(|wanted| hold.lease.secret().starts_with(wanted));
     let meant: Vec<&Hold> = holders.iter().filter(meant).collect();
     if meant.is_empty() {
-        log::warn!("{}, by another lease", words::taken(&key, &holders, 0));
+        log::warn!("{}, by another lease", words::taken(&key, &holders, 0, store.now()));
         return Ok(Code::Busy.into());
     }
     if !unlock.yes {
         for hold in &meant {
-            output::say(&format!("{}, lease {}", words::taken(&key, &[(*hold).clone()], 0), hold.lease.short()));
+            output::say(&format!(
+                "{}, lease {}",
+                words::taken(&key, &[(*hold).clone()], 0, store.now()),
+                hold.lease.short()
+            ));
         }
         let asked = output::confirm(if unlock.force { "take it away at once?" } else { "stop and unlock it?" });
         if !asked.map_err(|error| Failure::os("cannot ask", &error))? {
@@ -48,7 +52,7 @@ pub(super) fn unlock(unlock: &cli::Unlock, settings: &Settings) -> Result<Ending
         }
     }
     let leases: Vec<LeaseId> = meant.iter().map(|hold| hold.lease).collect();
-    let left = meant.iter().filter_map(|hold| hold.ends_at()).map(|end| end.since(words::now())).max();
+    let left = meant.iter().filter_map(|hold| hold.ends_at()).map(|end| end.since(store.now())).max();
     let wait = wait.or(left).unwrap_or(PATIENCE);
     let unlocked = super::ask(settings, || store.revoke(&key, &leases, unlock.force))?;
     if unlocked.told == 0 || await_end(settings, &*store, &key, &leases, wait)? {

@@ -1,16 +1,10 @@
 //! Holders, waiters and spans of time in words.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crate::config::Settings;
 use crate::model::{Hold, Info, Key, Stamp};
 use crate::store::Store;
-
-/// Now, to tell ages by. Decisions are made by the store's clock.
-pub(super) fn now() -> Stamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Stamp::default().after(since)
-}
 
 /// A span, as precise as people want it.
 pub(super) fn span(span: Duration) -> String {
@@ -27,13 +21,13 @@ pub(super) fn who(info: &Info) -> String {
     format!("{} pid {} ({})", info.host, info.pid, info.user)
 }
 
-/// Who has `key`, as the beginning of a sentence.
-pub(super) fn taken(key: &Key, holders: &[Hold], waiting: usize) -> String {
+/// Who has `key` when the store's clock shows `now`, as the beginning of a sentence.
+pub(super) fn taken(key: &Key, holders: &[Hold], waiting: usize, now: Stamp) -> String {
     let Some(first) = holders.first() else {
         return format!("'{key}' is waited for by {waiting} before us");
     };
     if first.is_cooling() {
-        let left = first.hold_until.map_or(Duration::ZERO, |until| until.since(now()));
+        let left = first.hold_until.map_or(Duration::ZERO, |until| until.since(now));
         return format!("'{key}' stays taken for {} more, for {}", span(left), who(&first.info));
     }
     let others = match holders.len() - 1 {
@@ -42,7 +36,7 @@ pub(super) fn taken(key: &Key, holders: &[Hold], waiting: usize) -> String {
         others => format!(" and {others} others"),
     };
     let note = first.info.note.as_ref().map_or_else(String::new, |note| format!(" '{note}'"));
-    let since = span(now().since(first.granted_at));
+    let since = span(now.since(first.granted_at));
     format!("'{key}' is held by {}{note}{others} for {since}", who(&first.info))
 }
 

@@ -1,10 +1,10 @@
 //! A [`Store`] over any [`Register`]: one law, whatever keeps the records.
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Capabilities, Register, Store, StoreError, Watch};
-use crate::model::{Answer, Ask, Ending, Key, LeaseId, LevelId, Patience, Record, Released, Renewed, Unlocked};
+use crate::model::{Answer, Ask, Ending, Key, LeaseId, LevelId, Patience, Record, Released, Renewed, Stamp, Unlocked};
 
 /// Runs the law of leases inside the transactions of a register.
 #[derive(Debug)]
@@ -62,6 +62,10 @@ impl<R: Register> Store for Ledger<R> {
 
     fn inspect(&self, key: &Key) -> Result<Option<Record>, StoreError> {
         self.0.read(key)
+    }
+
+    fn now(&self) -> Stamp {
+        Stamp::default().after(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
     }
 
     fn list(&self) -> Result<Vec<Key>, StoreError> {

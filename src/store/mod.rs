@@ -20,7 +20,9 @@ pub use ledger::Ledger;
 pub use redis::{Address, RedisStore};
 pub use registry::{BadUrl, Intent, Url, open};
 
-use crate::model::{Answer, Ask, Clock, Ending, Key, LeaseId, LevelId, Mode, Record, Released, Renewed, Unlocked};
+use crate::model::{
+    Answer, Ask, Clock, Ending, Key, LeaseId, LevelId, Mode, Record, Released, Renewed, Stamp, Unlocked,
+};
 
 /// A place that keeps leases. Answers are yes or a definite no; an error only ever means "unknown". What
 /// has a `within` takes no longer than that, where the store is on another machine; the rest takes no longer
@@ -71,6 +73,9 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`StoreError`].
     fn inspect(&self, key: &Key) -> Result<Option<Record>, StoreError>;
+
+    /// The store's clock as far as it is known here, to tell ages by. Decisions are made in the store.
+    fn now(&self) -> Stamp;
 
     /// The keys that have a record, sorted.
     ///

@@ -263,7 +263,7 @@ local function acquire(ask)
   -- The fence changes with whoever comes first in the queue, so to wait for an old one is in vain.
   if ask.good_for == '0' or ask.if_fence then
     if ticket then leave_queue(ask.lease) end
-    local busy = {'busy', call('ZCARD', queue)}
+    local busy = {'busy', call('ZCARD', queue), int(now)}
     for _, other in ipairs(holds) do
       busy[#busy + 1], busy[#busy + 2] = other.lease, encode(other)
     end

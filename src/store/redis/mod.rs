@@ -49,6 +49,8 @@ pub struct RedisStore {
     idle: Mutex<Vec<Connection>>,
     /// Where those who wait stand, as the server told them last.
     places: Mutex<HashMap<LevelId, Place>>,
+    /// The server's clock when it spoke last, and ours when we heard it.
+    heard: Mutex<Option<(Stamp, Moment)>>,
     /// Tests rule time; nobody else does.
     clock: Mutex<Option<Stamp>>,
 }
@@ -65,6 +67,7 @@ impl RedisStore {
             patience,
             idle: Mutex::default(),
             places: Mutex::default(),
+            heard: Mutex::default(),
             clock: Mutex::default(),
         }
     }
@@ -117,6 +120,12 @@ impl RedisStore {
             }
         }
         self.exchange_on(self.open(until)?, commands, until)
+    }
+
+    fn hear(&self, clock: Option<Stamp>) {
+        if let Some(clock) = clock {
+            *lock(&self.heard) = Some((clock, Moment::now()));
+        }
     }
 
     fn open(&self, until: Moment) -> Result<Connection, Failure> {
@@ -173,7 +182,8 @@ impl Store for RedisStore {
         }
         let reply = self.law(key, "acquire", &[&question.to_string(), key.as_str()], within)?;
         let heard = Moment::now();
-        let (answer, queued) = reply.answer().map_err(|failure| failure.at(&self.address))?;
+        let (answer, clock, queued) = reply.answer().map_err(|failure| failure.at(&self.address))?;
+        self.hear(clock);
         let mut places = lock(&self.places);
         match queued {
             Some(queued) => places.insert(ask.level, Place::new(queued, heard, good_for)),
@@ -211,7 +221,14 @@ impl Store for RedisStore {
     fn inspect(&self, key: &Key) -> Result<Option<Record>, StoreError> {
         let reply = self.law(key, "look", &[], self.patience)?;
         let record = reply.record(key).map_err(|failure| failure.at(&self.address))?;
+        self.hear(record.as_ref().map(|(_, now)| *now));
         Ok(record.map(|(record, now)| record.seen(&At(now))))
+    }
+
+    fn now(&self) -> Stamp {
+        let heard = *lock(&self.heard);
+        // Nothing was heard of a key without a record, and then there is no age to tell.
+        heard.map_or_else(Stamp::default, |(stamp, at)| stamp.after(Moment::now().since(at)))
     }
 
     fn list(&self) -> Result<Vec<Key>, StoreError> {

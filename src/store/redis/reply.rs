@@ -63,8 +63,10 @@ impl Reply {
         self.0.get(at).and_then(number).ok_or_else(odd)
     }
 
-    /// The answer to `acquire`, and what to know while waiting.
-    pub(super) fn answer(&self) -> Result<(Answer, Option<Queued>), Failure> {
+    /// The answer to `acquire`, the server's clock where somebody else was in the way, and what to know
+    /// while waiting.
+    pub(super) fn answer(&self) -> Result<(Answer, Option<Stamp>, Option<Queued>), Failure> {
+        let mut clock = None;
         let answer = match self.word()? {
             "granted" => Answer::Granted(Grant {
                 fence: Fence(self.number(1)?),
@@ -75,10 +77,11 @@ impl Reply {
                 let next = Some(self.text(3)?).filter(|next| !next.is_empty());
                 let next = next.map(|next| next.parse().map(Stamp::from_micros).map_err(|_| odd())).transpose()?;
                 let queued = Queued { now: Stamp::from_micros(self.number(2)?), next };
-                return Ok((Answer::Queued(self.count(1)?), Some(queued)));
+                return Ok((Answer::Queued(self.count(1)?), Some(queued.now), Some(queued)));
             }
             "busy" => {
-                let texts = (2..self.0.len()).map(|at| self.text(at)).collect::<Result<Vec<_>, _>>()?;
+                clock = Some(Stamp::from_micros(self.number(2)?));
+                let texts = (3..self.0.len()).map(|at| self.text(at)).collect::<Result<Vec<_>, _>>()?;
                 let holders = texts.chunks_exact(2).map(|pair| hold(pair[0], pair[1])).collect::<Result<_, _>>()?;
                 Answer::Busy(holders, self.count(1)?)
             }
@@ -94,7 +97,7 @@ impl Reply {
             }),
             _ => return Err(odd()),
         };
-        Ok((answer, None))
+        Ok((answer, clock, None))
     }
 
     /// The answer to `renew`.
