@@ -90,7 +90,12 @@ pub fn acquire(
                 let _ = raise(Signal::SIGSTOP);
             }
             Ok(Event::Signal(signal)) => {
-                if let Err(error) = give_up(&**store, key, ask, &line) {
+                let left = give_up(&**store, key, ask, &line).and_then(|answer| match answer {
+                    // Too late for it.
+                    Some(Ok((Answer::Granted(_), _))) => store.release(key, ask.level, None, LEAVE / 2).map(drop),
+                    _ => Ok(()),
+                });
+                if let Err(error) = left {
                     log::warn!("cannot leave the queue of '{key}', which drops us by itself: {error}");
                 }
                 return Ok(Acquired::Signal(signal));
@@ -226,7 +231,7 @@ fn wait_in_line(mut asker: Asker, patience: Duration, line: &Line, tell: &dyn Fn
     }
 }
 
-/// Leaves the line; the answer, if it was there already and is one that needs nothing given back.
+/// Leaves the line; the answer, if it was there already.
 fn give_up(store: &dyn Store, key: &Key, ask: &Ask, line: &Line) -> Result<Option<Dated>, StoreError> {
     let mut state = line.lock();
     state.given_up = true;
