@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, raise};
 
-use super::{Acquired, Lease, Limits, PAUSE, REQUEST, pause};
+use super::{Acquired, Lease, Limits, PAUSE, REQUEST, gave_up, pause};
 use crate::clock::{Deadline, Moment};
 use crate::event::Event;
 use crate::model::{Answer, Ask, Key, Renewed};
@@ -217,7 +217,7 @@ fn wait_in_line(mut asker: Asker, patience: Duration, line: &Line, tell: &dyn Fn
                 state.queued = false;
                 let silent = *silent.get_or_insert_with(|| asker.unanswered.unwrap_or_else(Moment::now));
                 if silent.after(patience).left().is_zero() {
-                    state.answer = Some(Err(error));
+                    state.answer = Some(Err(gave_up(&error, patience)));
                     return;
                 }
                 drop(state);

@@ -75,15 +75,25 @@ pub fn new_lease_id() -> io::Result<LeaseId> {
 /// The last [`StoreError`].
 pub fn patiently<T>(patience: Duration, mut work: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
     let until = Moment::now().after(patience);
+    let mut told = false;
     loop {
         match work() {
-            Err(error) if error.trouble == Trouble::Unreachable && !until.left().is_zero() => {
-                log::info!("{error}; trying again");
+            Err(error) if error.trouble == Trouble::Unreachable => {
+                if until.left().is_zero() {
+                    return Err(gave_up(&error, patience));
+                }
+                if !std::mem::replace(&mut told, true) {
+                    log::info!("{error}; trying again");
+                }
                 pause(PAUSE.min(until.left()));
             }
             done => return done,
         }
     }
+}
+
+fn gave_up(error: &StoreError, patience: Duration) -> StoreError {
+    StoreError::new(error.trouble, format_args!("{error}; gave up after {}", humantime::format_duration(patience)))
 }
 
 /// Leaves a store that erred alone for a random while, so that many do not ask again at once.

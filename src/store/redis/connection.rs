@@ -52,13 +52,13 @@ impl Connection {
         let wire = |socket| Wire { socket, until, room: LONGEST };
         let stream = match (&address.endpoint, &address.tls) {
             (Endpoint::Unix(path), _) => Stream::Plain(wire(unix(path, until)?)),
-            (Endpoint::Tcp(host, port), None) => Stream::Plain(wire(tcp(host, *port, within, until)?)),
+            (Endpoint::Tcp(host, port), None) => Stream::Plain(wire(tcp(host, *port, until)?)),
             (Endpoint::Tcp(host, port), Some(tls)) => {
                 let config = config.get(tls)?;
                 let name = ServerName::try_from(host.clone())
                     .map_err(|_| Failure::Settings(format!("'{host}' is no name that a certificate can have")))?;
                 let session = ClientConnection::new(config, name).map_err(Failure::Tls)?;
-                Stream::Tls(Box::new(StreamOwned::new(session, wire(tcp(host, *port, within, until)?))))
+                Stream::Tls(Box::new(StreamOwned::new(session, wire(tcp(host, *port, until)?))))
             }
         };
         let mut connection = Self { stream, parser: Parser::new() };
@@ -90,24 +90,31 @@ impl Connection {
         for command in commands {
             command.write_packed_command(&mut packed);
         }
-        let sent = self.stream.write_all(&packed).and_then(|()| self.stream.flush());
-        sent.map_err(|error| failure(error, within))?;
+        let replies = self.exchange(&packed, commands.len());
+        match (&self.stream, replies) {
+            (Stream::Tls(tls), Err(Failure::Silent | Failure::Io(_))) if tls.conn.is_handshaking() => {
+                Err(Failure::NoTls)
+            }
+            (_, replies) => replies,
+        }
+    }
+
+    fn exchange(&mut self, packed: &[u8], count: usize) -> Result<Vec<Value>, Failure> {
+        let sent = self.stream.write_all(packed).and_then(|()| self.stream.flush());
+        sent.map_err(failure)?;
         let Self { stream, parser } = self;
         let mut reader = Reader { stream, failed: None };
-        let mut replies = Vec::with_capacity(commands.len());
-        for _ in commands {
+        let mut reply = || {
             let reply = parser.parse_value(&mut reader);
-            replies.push(
-                reply.map_err(|_| reader.failed.take().map_or(Failure::Garbage, |error| failure(error, within)))?,
-            );
-        }
-        Ok(replies)
+            reply.map_err(|_| reader.failed.take().map_or(Failure::Garbage, failure))
+        };
+        (0..count).map(|_| reply()).collect()
     }
 }
 
-fn failure(error: io::Error, within: Duration) -> Failure {
+fn failure(error: io::Error) -> Failure {
     if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) {
-        return Failure::Silent(within);
+        return Failure::Silent;
     }
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(error) => Failure::Tls(error.clone()),
@@ -223,12 +230,12 @@ fn unix(path: &Path, until: Moment) -> Result<Socket, Failure> {
         socket.connect(&address)?;
         Ok(socket)
     };
-    connect().map_err(|error| failure(error, until.left()))
+    connect().map_err(failure)
 }
 
 /// Connects to the first address of the host that lets us.
-fn tcp(host: &str, port: u16, within: Duration, until: Moment) -> Result<Socket, Failure> {
-    let addresses = resolve(host, port, until).map_err(|error| failure(error, within))?;
+fn tcp(host: &str, port: u16, until: Moment) -> Result<Socket, Failure> {
+    let addresses = resolve(host, port, until).map_err(failure)?;
     let mut last = io::Error::other("the host has no address");
     for (at, address) in addresses.iter().enumerate() {
         // One that is silent leaves time for the others.
@@ -238,7 +245,7 @@ fn tcp(host: &str, port: u16, within: Duration, until: Moment) -> Result<Socket,
             Err(error) => last = error,
         }
     }
-    Err(failure(last, within))
+    Err(failure(last))
 }
 
 fn connect(address: SocketAddr, within: Duration) -> io::Result<Socket> {

@@ -1,7 +1,6 @@
 //! What a server's refusal, or its silence, means for a lock.
 
 use std::io;
-use std::time::Duration;
 
 use redis::ServerError;
 
@@ -17,8 +16,10 @@ const SHOWN: usize = 200;
 pub(super) enum Failure {
     /// Connecting, sending or receiving.
     Io(io::Error),
-    /// There was no complete reply in this time.
-    Silent(Duration),
+    /// There was no complete reply in time.
+    Silent,
+    /// The handshake of TLS came to no end.
+    NoTls,
     /// What came is no reply of a Redis.
     Garbage,
     /// TLS: the other side is not who it should be, or does not speak it.
@@ -47,10 +48,10 @@ impl Failure {
                 (Trouble::Unreachable, "it closed the connection".into())
             }
             Self::Io(error) => (Trouble::Unreachable, sys::words(&error)),
-            Self::Silent(span) => (
-                Trouble::Unreachable,
-                format!("it did not answer within {}", humantime::format_duration(rounded(span))),
-            ),
+            Self::Silent => (Trouble::Unreachable, "it did not answer in time".into()),
+            Self::NoTls => {
+                (Trouble::Unreachable, "it does not answer to TLS; a server without it is 'redis://'".into())
+            }
             Self::Garbage => (Trouble::Unreachable, "what it answers is not the protocol of Redis".into()),
             // Whose certificate is not good will not have a better one in a second.
             Self::Tls(error @ (rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_))) => {
@@ -62,13 +63,6 @@ impl Failure {
         };
         StoreError::new(trouble, format_args!("{address}: {words}"))
     }
-}
-
-/// A limit as people would have written it.
-fn rounded(span: Duration) -> Duration {
-    let grain = if span < Duration::from_secs(1) { 10 } else { 100 };
-    let grains = (span.as_millis() + grain / 2) / grain;
-    Duration::from_millis(u64::try_from(grains.max(1) * grain).unwrap_or(u64::MAX))
 }
 
 /// A refusal of the server: what it means, and its words.
