@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use dlock::model::{Fence, Key, Patience, Record, SIGN_OF_LIFE, Stamp};
+use dlock::model::{Ask, Fence, Info, Key, LeaseId, MAX_EVENTS, Mode, Patience, Record, SIGN_OF_LIFE, Stamp};
 use dlock::store::{Address, RedisStore, Store};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -11,7 +11,7 @@ use proptest::test_runner::TestRunner;
 use crate::law::world::{Act, Moment};
 use crate::law::{Play, Step, Wish, step};
 use crate::support::has;
-use crate::support::redis::{REDIS, Server, VALKEY};
+use crate::support::redis::{REDIS, REDIS_6, Server, VALKEY};
 
 /// More than any of these operations takes.
 const WITHIN: Duration = Duration::from_secs(20);
@@ -45,8 +45,25 @@ fn both() -> impl Strategy<Value = Both> {
     prop_oneof![40 => step().prop_map(timed).prop_map(Both::Law), 1 => back.prop_map(Both::Back)]
 }
 
+/// Somebody who had the key before the steps of a sequence.
+fn one_of_the_past(number: usize) -> Ask {
+    let lease = LeaseId::new(u128::MAX.wrapping_sub(number as u128).to_le_bytes());
+    Ask {
+        lease,
+        level: lease,
+        mode: Mode::Exclusive,
+        ttl: Some(Duration::from_secs(2)),
+        patience: Patience::None,
+        if_fence: None,
+        min_hold: Duration::ZERO,
+        max_reentry: 0,
+        attended: true,
+        info: Info { note: Some(format!("{{}}% \"{number}\" é\r\n")), ..Info::default() },
+    }
+}
+
 /// Does what the model did, and returns both answers as text.
-fn ask(store: &RedisStore, key: &Key, moment: &Moment) -> (String, String) {
+fn answers(store: &RedisStore, key: &Key, moment: &Moment) -> (String, String) {
     let text = |answer: &dyn std::fmt::Debug| format!("{answer:?}");
     match &moment.act {
         Act::Acquire(ask, answer) => (text(answer), text(&store.acquire(key, ask, WITHIN).expect("it answers"))),
@@ -70,12 +87,22 @@ fn agree(program: &'static str) {
     let server = Server::start(program, &[]);
     let address = Address::parse(&server.url(), "/".as_ref()).expect("a URL");
     let store = RedisStore::new(&address, WITHIN);
-    let config = ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };
     let sequences = proptest::collection::vec(both(), 1..100);
-    let outcome = TestRunner::new(config).run(&sequences, |steps| {
+    let outcome = TestRunner::new(config).run(&(any::<bool>(), sequences), |(past, steps)| {
         server.ask(&["FLUSHALL"]);
         let mut play = Play::new(0, Fence(0));
         let key = play.record.key.clone();
+        store.set_clock(Some(play.world.now));
+        // As many events as are kept, less two.
+        for number in 0..if past { MAX_EVENTS / 2 - 1 } else { 0 } {
+            let ask = one_of_the_past(number);
+            for moment in [play.world.acquire(&mut play.record, &ask), play.world.release(&mut play.record, ask.level)]
+            {
+                let (model, server) = answers(&store, &key, &moment);
+                prop_assert_eq!(model, server);
+            }
+        }
         for (at, step) in steps.iter().enumerate() {
             let step = match step {
                 Both::Law(step) => step,
@@ -87,7 +114,7 @@ fn agree(program: &'static str) {
             };
             let Some(moment) = play.step(step) else { continue };
             store.set_clock(Some(play.world.now));
-            let (model, server) = ask(&store, &key, &moment);
+            let (model, server) = answers(&store, &key, &moment);
             prop_assert_eq!(model, server, "step {}: {:?}", at, step);
             let kept = store.inspect(&key).expect("it answers").unwrap_or_else(|| Record::new(key.clone()));
             let expected = play.record.clone().seen(&play.world);
@@ -103,6 +130,11 @@ fn agree(program: &'static str) {
 #[test]
 fn lua_and_model_agree_on_redis() {
     agree(REDIS);
+}
+
+#[test]
+fn lua_and_model_agree_on_redis_6() {
+    agree(REDIS_6);
 }
 
 #[test]

@@ -16,6 +16,9 @@ use super::{Store, command, has, wait_for};
 /// Redis as Debian has it.
 pub(crate) const REDIS: &str = "redis-server";
 
+/// The oldest that is supported, from PyPI.
+pub(crate) const REDIS_6: &str = "redis-server-6.2";
+
 /// Valkey, from PyPI.
 pub(crate) const VALKEY: &str = "valkey-server";
 
