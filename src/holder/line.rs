@@ -82,6 +82,12 @@ pub fn acquire(
             Ok(Event::Waited) => {
                 let answer = line.lock().answer.take();
                 if let Some(answer) = answer {
+                    if let Err(error) = &answer
+                        && error.trouble != Trouble::Unreachable
+                    {
+                        // It may still let us leave the queue. What ended the wait matters more than whether it does.
+                        let _ = store.release(key, ask.level, None, LEAVE / 2);
+                    }
                     return conclude(store, key, ask, answer);
                 }
             }
