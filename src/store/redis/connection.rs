@@ -3,11 +3,14 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use redis::{Cmd, Parser, Value, cmd};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
@@ -25,6 +28,9 @@ const LONGEST: u64 = 64 << 20;
 /// A peer that is silent for so long is asked for a sign of life, so often, and so many times: what lies
 /// between (NAT) does not forget an idle connection, and a half-open one is noticed.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
+
+/// A server counts in milliseconds, and the last one must be over.
+const TICK: Duration = Duration::from_millis(3);
 
 /// A connection that has been let in.
 pub(super) struct Connection {
@@ -83,6 +89,24 @@ impl Connection {
 
     /// Sends commands at once, and returns a reply for each; one of these may be a refusal.
     pub(super) fn ask(&mut self, commands: &[Cmd], within: Duration) -> Result<Vec<Value>, Failure> {
+        self.send(commands, within)?;
+        commands.iter().map(|_| self.receive()).collect()
+    }
+
+    /// Sends a command that the server answers after `span` if nothing happens before, and so much later at the
+    /// latest. It looks for those whose time is over ten times a second, and whenever it hears from anybody: so
+    /// it hears from us.
+    pub(super) fn ask_to_wait(&mut self, command: Cmd, span: Duration, late: Duration) -> Result<Value, Failure> {
+        let within = span + late;
+        self.send(&[command], within)?;
+        if !self.stream.wire().is_readable(span + TICK) {
+            // An empty line is no command, and has no reply.
+            self.write(b"\r\n").map_err(|error| self.failure(error))?;
+        }
+        self.receive()
+    }
+
+    fn send(&mut self, commands: &[Cmd], within: Duration) -> Result<(), Failure> {
         let wire = self.stream.wire();
         wire.until = Moment::now().after(within);
         wire.room = LONGEST;
@@ -90,25 +114,28 @@ impl Connection {
         for command in commands {
             command.write_packed_command(&mut packed);
         }
-        let replies = self.exchange(&packed, commands.len());
-        match (&self.stream, replies) {
-            (Stream::Tls(tls), Err(Failure::Silent | Failure::Io(_))) if tls.conn.is_handshaking() => {
-                Err(Failure::NoTls)
-            }
-            (_, replies) => replies,
-        }
+        self.write(&packed).map_err(|error| self.failure(error))
     }
 
-    fn exchange(&mut self, packed: &[u8], count: usize) -> Result<Vec<Value>, Failure> {
-        let sent = self.stream.write_all(packed).and_then(|()| self.stream.flush());
-        sent.map_err(failure)?;
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)?;
+        self.stream.flush()
+    }
+
+    /// The next reply to what was sent.
+    fn receive(&mut self) -> Result<Value, Failure> {
         let Self { stream, parser } = self;
         let mut reader = Reader { stream, failed: None };
-        let mut reply = || {
-            let reply = parser.parse_value(&mut reader);
-            reply.map_err(|_| reader.failed.take().map_or(Failure::Garbage, failure))
-        };
-        (0..count).map(|_| reply()).collect()
+        let reply = parser.parse_value(&mut reader);
+        let failed = reader.failed.take();
+        reply.map_err(|_| failed.map_or(Failure::Garbage, |error| self.failure(error)))
+    }
+
+    fn failure(&self, error: io::Error) -> Failure {
+        match (&self.stream, failure(error)) {
+            (Stream::Tls(tls), Failure::Silent | Failure::Io(_)) if tls.conn.is_handshaking() => Failure::NoTls,
+            (_, failure) => failure,
+        }
     }
 }
 
@@ -179,6 +206,21 @@ impl Write for Stream {
 }
 
 impl Wire {
+    /// Waits until there is something to read, or an end of it; no if there is nothing for `span`.
+    fn is_readable(&self, span: Duration) -> bool {
+        let until = Moment::now().after(span);
+        loop {
+            // It counts in milliseconds, too.
+            let left = PollTimeout::try_from(until.left() + TICK / 3).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], left) {
+                Ok(0) if until.left().is_zero() => return false,
+                Ok(0) | Err(Errno::EINTR) => {}
+                // What is wrong will be said by the read.
+                Ok(_) | Err(_) => return true,
+            }
+        }
+    }
+
     /// Does `work` until it is done, or the time is over. A signal is not its end.
     fn in_time(&mut self, mut work: impl FnMut(&mut Self, Option<Duration>) -> io::Result<usize>) -> io::Result<usize> {
         loop {

@@ -162,22 +162,22 @@ impl RedisStore {
     /// Takes a word off one of the lists; nothing if there is none for `span`. The server may be `late` with
     /// that. Of the idle connections so many are `left` alone.
     fn pop(&self, lists: &[String], span: Duration, late: Duration, left: usize) -> Result<Option<String>, Failure> {
-        // Zero would be for ever.
-        let span = span.max(Duration::from_millis(10));
-        let until = Moment::now().after(span + late);
-        let mut pop = cmd("BLPOP");
-        pop.arg(lists).arg(format!("{:.3}", span.as_secs_f64()));
+        let until = Moment::now().after(span);
         let idle = Some(&mut *lock(&self.idle)).filter(|idle| idle.len() > left).and_then(Vec::pop);
         let mut connection = match idle {
             Some(connection) => connection,
-            None => self.open(until)?,
+            None => self.open(until.after(late))?,
         };
-        let replies = connection.ask(&[pop], until.left())?;
+        // Zero would be for ever.
+        let span = until.left().max(Duration::from_millis(10));
+        let mut pop = cmd("BLPOP");
+        pop.arg(lists).arg(format!("{:.3}", span.as_secs_f64()));
+        let reply = connection.ask_to_wait(pop, span, late)?;
         lock(&self.idle).push(connection);
-        match &replies[..] {
-            [Value::Nil] => Ok(None),
-            [Value::Array(pair)] => Ok(pair.get(1).and_then(reply::text).map(str::to_owned)),
-            [Value::ServerError(error)] => Err(Failure::Server(error.clone())),
+        match &reply {
+            Value::Nil => Ok(None),
+            Value::Array(pair) => Ok(pair.get(1).and_then(reply::text).map(str::to_owned)),
+            Value::ServerError(error) => Err(Failure::Server(error.clone())),
             _ => Err(Failure::Garbage),
         }
     }
