@@ -87,6 +87,12 @@ impl Connection {
         Ok(connection)
     }
 
+    /// Whether it can be used again: it ends while nobody asks when its server is restarted, and what can be read
+    /// before anybody asks is such an end, or nothing that we asked for.
+    pub(super) fn is_idle(&mut self) -> bool {
+        !self.stream.wire().is_readable(Duration::ZERO)
+    }
+
     /// Sends commands at once, and returns a reply for each; one of these may be a refusal.
     pub(super) fn ask(&mut self, commands: &[Cmd], within: Duration) -> Result<Vec<Value>, Failure> {
         self.send(commands, within)?;
@@ -210,8 +216,9 @@ impl Wire {
     fn is_readable(&self, span: Duration) -> bool {
         let until = Moment::now().after(span);
         loop {
-            // It counts in milliseconds, too.
-            let left = PollTimeout::try_from(until.left() + TICK / 3).unwrap_or(PollTimeout::MAX);
+            // Rounded up: it counts in milliseconds, too.
+            let left = until.left().as_micros().div_ceil(1000);
+            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], left) {
                 Ok(0) if until.left().is_zero() => return false,
                 Ok(0) | Err(Errno::EINTR) => {}

@@ -115,8 +115,7 @@ impl RedisStore {
     /// Sends commands over a connection that is idle, or a new one. One that had ended while it was idle is
     /// replaced, where commands `may_repeat`.
     fn exchange(&self, commands: &[Cmd], may_repeat: bool, until: Moment) -> Result<Vec<Value>, Failure> {
-        let idle = lock(&self.idle).pop();
-        if let Some(connection) = idle {
+        if let Some(connection) = self.take_idle() {
             match self.exchange_on(connection, commands, until) {
                 Err(failure) if may_repeat && failure.is_stale() => lock(&self.idle).clear(),
                 done => return done,
@@ -129,6 +128,18 @@ impl RedisStore {
         if let Some(clock) = clock {
             *lock(&self.heard) = Some((clock, Moment::now()));
         }
+    }
+
+    /// A connection that is idle, without those that ended meanwhile. Whether a request was seen that is sent over
+    /// one of these nobody knows, and so not whether it was ours to release.
+    fn take_idle(&self) -> Option<Connection> {
+        let mut idle = lock(&self.idle);
+        while let Some(mut connection) = idle.pop() {
+            if connection.is_idle() {
+                return Some(connection);
+            }
+        }
+        None
     }
 
     fn open(&self, until: Moment) -> Result<Connection, Failure> {
