@@ -22,8 +22,11 @@ use super::trouble::Failure;
 use crate::clock::Moment;
 use crate::signal;
 
-/// The longest reply that is read. A record with 10,000 waiters has some 3 MiB.
-const LONGEST: u64 = 64 << 20;
+/// How much memory the replies to one request may need. A record with 10,000 waiters takes some 12 MiB.
+const LARGEST: usize = 64 << 20;
+
+/// What the parser makes of a line, be it the shortest: without that, 64 MiB of nulls are a gigabyte.
+const OF_A_LINE: usize = 64;
 
 /// A peer that is silent for so long is asked for a sign of life, so often, and so many times: what lies
 /// between (NAT) does not forget an idle connection, and a half-open one is noticed.
@@ -36,6 +39,8 @@ const TICK: Duration = Duration::from_millis(3);
 pub(super) struct Connection {
     stream: Stream,
     parser: Parser,
+    /// How much memory the replies to the last request may still need.
+    room: usize,
 }
 
 enum Stream {
@@ -47,15 +52,13 @@ enum Stream {
 struct Wire {
     socket: Socket,
     until: Moment,
-    /// How many bytes may still come.
-    room: u64,
 }
 
 impl Connection {
     /// Connects, and does what the server wants to see before it takes commands.
     pub(super) fn open(address: &Address, config: &TlsConfig, within: Duration) -> Result<Self, Failure> {
         let until = Moment::now().after(within);
-        let wire = |socket| Wire { socket, until, room: LONGEST };
+        let wire = |socket| Wire { socket, until };
         let stream = match (&address.endpoint, &address.tls) {
             (Endpoint::Unix(path), _) => Stream::Plain(wire(unix(path, until)?)),
             (Endpoint::Tcp(host, port), None) => Stream::Plain(wire(tcp(host, *port, until)?)),
@@ -67,7 +70,7 @@ impl Connection {
                 Stream::Tls(Box::new(StreamOwned::new(session, wire(tcp(host, *port, until)?))))
             }
         };
-        let mut connection = Self { stream, parser: Parser::new() };
+        let mut connection = Self { stream, parser: Parser::new(), room: LARGEST };
         let mut hello = Vec::new();
         match (&address.user, &address.password) {
             (Some(user), password) => hello.push(cmd("AUTH").arg(user).arg(password.as_deref().unwrap_or("")).take()),
@@ -113,9 +116,8 @@ impl Connection {
     }
 
     fn send(&mut self, commands: &[Cmd], within: Duration) -> Result<(), Failure> {
-        let wire = self.stream.wire();
-        wire.until = Moment::now().after(within);
-        wire.room = LONGEST;
+        self.stream.wire().until = Moment::now().after(within);
+        self.room = LARGEST;
         let mut packed = Vec::new();
         for command in commands {
             command.write_packed_command(&mut packed);
@@ -130,8 +132,8 @@ impl Connection {
 
     /// The next reply to what was sent.
     fn receive(&mut self) -> Result<Value, Failure> {
-        let Self { stream, parser } = self;
-        let mut reader = Reader { stream, failed: None };
+        let Self { stream, parser, room } = self;
+        let mut reader = Reader { stream, room, failed: None };
         let reply = parser.parse_value(&mut reader);
         let failed = reader.failed.take();
         reply.map_err(|_| failed.map_or(Failure::Garbage, |error| self.failure(error)))
@@ -155,9 +157,11 @@ fn failure(error: io::Error) -> Failure {
     }
 }
 
-/// What the parser reads from. It keeps the error that the parser makes into words.
+/// What the parser reads from, which is not without end. It keeps the error that the parser makes into words.
 struct Reader<'a> {
     stream: &'a mut Stream,
+    /// How much more may come.
+    room: &'a mut usize,
     failed: Option<io::Error>,
 }
 
@@ -166,7 +170,14 @@ impl Read for Reader<'_> {
         let read = self.stream.read(buffer);
         match &read {
             Ok(0) if !buffer.is_empty() => self.failed = Some(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => {}
+            Ok(read) => {
+                let lines = buffer[..*read].iter().filter(|byte| **byte == b'\n').count();
+                *self.room = self.room.saturating_sub(read + lines * OF_A_LINE);
+                if *self.room == 0 {
+                    self.failed = Some(io::Error::other("its reply has no end"));
+                    return Err(io::ErrorKind::Other.into());
+                }
+            }
             Err(error) => {
                 let kind = error.kind();
                 self.failed = Some(read.expect_err("it is one"));
@@ -245,15 +256,10 @@ impl Wire {
 
 impl Read for Wire {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.room == 0 {
-            return Err(io::Error::other("its reply has no end"));
-        }
-        let read = self.in_time(|wire, left| {
+        self.in_time(|wire, left| {
             wire.socket.set_read_timeout(left)?;
             wire.socket.read(buffer)
-        })?;
-        self.room = self.room.saturating_sub(read as u64);
-        Ok(read)
+        })
     }
 }
 
