@@ -36,24 +36,22 @@ end
 
 -- What is there --------------------------------------------------------------------------------------------
 
-local fields, holds, offered = {}, {}, {}
+local fields, packed, offered = {}, {}, {}
 local changed, gone, noted, counts = {}, {}, {}, {}
 
 local raw = call('HGETALL', record)
 for at = 1, #raw, 2 do
   local kind, lease = raw[at]:sub(1, 2), raw[at]:sub(3)
   if kind == 'h:' then
-    local hold = cjson.decode(raw[at + 1])
-    hold.lease, hold.levels = lease, hold.levels or {}
-    holds[#holds + 1] = hold
+    packed[lease] = raw[at + 1]
   elseif kind == 'o:' then
     offered[lease] = tonumber(raw[at + 1])
   else
     fields[raw[at]] = raw[at + 1]
   end
 end
-table.sort(holds, function(one, other) return tonumber(one.fence) < tonumber(other.fence) end)
 
+-- Nothing is known of how a newer one keeps its holds.
 local layout = tonumber(fields.layout or LAYOUT)
 if layout > LAYOUT then return {'newer', int(layout)} end
 local fence = tonumber(fields.fence or 0)
@@ -64,6 +62,14 @@ if op == 'look' then
   return {'record', int(now), raw, call('ZRANGE', queue, 0, -1, 'WITHSCORES'), call('HGETALL', waiters),
     call('ZRANGE', life, 0, -1, 'WITHSCORES'), call('LRANGE', events, 0, -1)}
 end
+
+local holds = {}
+for lease, text in pairs(packed) do
+  local hold = cjson.decode(text)
+  hold.lease, hold.levels = lease, hold.levels or {}
+  holds[#holds + 1] = hold
+end
+table.sort(holds, function(one, other) return tonumber(one.fence) < tonumber(other.fence) end)
 
 -- Small things ---------------------------------------------------------------------------------------------
 
