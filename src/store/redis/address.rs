@@ -90,6 +90,14 @@ impl Address {
         &self.text
     }
 
+    /// A server's words. One that does not know AUTH repeats what was said to it.
+    pub(super) fn without_password(&self, words: &str) -> String {
+        match self.password.as_deref() {
+            Some(password) if !password.is_empty() => words.replace(password, "(password)"),
+            _ => words.into(),
+        }
+    }
+
     /// The same text for the same store, and without a password.
     pub(super) fn identity(&self) -> String {
         let Self { db, prefix, .. } = self;
@@ -161,6 +169,8 @@ impl Parameters {
             Some((name, _)) if ["ca", "cert", "key"].contains(&&**name) => {
                 Err(format!("'{name}' is for TLS, which is 'rediss://'"))
             }
+            // The '?' may have been one of a password.
+            Some((name, _)) if name.contains('@') => Err("a '?' in a password is written %3F".into()),
             Some((name, _)) => Err(format!("dlock knows no '{name}' behind the '?'")),
         }
     }
@@ -219,6 +229,7 @@ mod tests {
             ("redis://:s3cret@h/x", "database is a number"),
             ("redis://:s3cret@h?ca=x", "'ca' is for TLS"),
             ("redis://:s3cret@h?wait=1", "knows no 'wait'"),
+            ("redis://u:12?s3cret@h", "written %3F"),
             ("redis://:s3cret@h?prefix=a&prefix=b", "twice"),
             ("redis://:s3cret@h?prefix=", "prefix"),
             ("rediss://:s3cret@h?cert=x", "need each other"),

@@ -61,7 +61,7 @@ impl Failure {
             Self::Server(error) => refusal(&error),
             Self::Settings(words) | Self::Odd(words) => (Trouble::Unfit, words),
         };
-        StoreError::new(trouble, format_args!("{address}: {words}"))
+        StoreError::new(trouble, format_args!("{address}: {}", address.without_password(&words)))
     }
 }
 
@@ -77,6 +77,10 @@ fn refusal(error: &ServerError) -> (Trouble, String) {
             return (Trouble::Unfit, "something that is not dlock's has the name of its keys; see '?prefix='".into());
         }
         "NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED" => Trouble::Refused,
+        // Our requests are longer than what it reads from a stranger.
+        "ERR" if words.contains("unauthenticated") => {
+            return (Trouble::Refused, format!("it wants a password; it says '{}'", shown("NOAUTH", words)));
+        }
         "ERR" if is_about_us(words) => Trouble::Refused,
         "ERR" if words.contains("max number of clients") => Trouble::Unreachable,
         "ERR" => Trouble::Unfit,
