@@ -1,3 +1,4 @@
 //! What is particular to Redis and Valkey servers. What they share with other stores stands with the topic.
 
 mod oracle;
+mod refusals;

@@ -2,6 +2,8 @@
 //! conditions to wait for.
 
 pub(crate) mod activity;
+#[cfg(feature = "redis")]
+pub(crate) mod fake;
 pub(crate) mod journal;
 pub(crate) mod mutex;
 #[cfg(feature = "redis")]
