@@ -171,7 +171,7 @@ impl Read for Reader<'_> {
         match &read {
             Ok(0) if !buffer.is_empty() => self.failed = Some(io::ErrorKind::UnexpectedEof.into()),
             Ok(read) => {
-                let lines = buffer[..*read].iter().filter(|byte| **byte == b'\n').count();
+                let lines: usize = buffer[..*read].iter().map(|byte| usize::from(*byte == b'\n')).sum();
                 *self.room = self.room.saturating_sub(read + lines * OF_A_LINE);
                 if *self.room == 0 {
                     self.failed = Some(io::Error::other("its reply has no end"));

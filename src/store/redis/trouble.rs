@@ -89,7 +89,7 @@ fn refusal(error: &ServerError) -> (Trouble, String) {
     };
     let said = shown(code, words);
     match command.filter(|_| trouble == Trouble::Refused) {
-        Some(command) => (trouble, format!("it refuses {command} to us: '{said}'")),
+        Some(command) => (trouble, format!("it refuses '{}' to us: '{said}'", command.to_lowercase())),
         None => (trouble, format!("it says '{said}'")),
     }
 }
