@@ -1,5 +1,5 @@
-//! Many at once on one key of the file store: no two inside that must not be, nobody starves, and nothing
-//! is left lying.
+//! Many at once on one key: no two inside that must not be, nobody starves, and nothing is left
+//! lying.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::journal::Journal;
-use crate::support::{Done, Running, Store, wait_for};
+use crate::support::{Done, Running, Store, on_every_store, on_file_and_redis, wait_for};
+
+on_every_store![
+    slots_let_that_many_in_and_never_more,
+    no_reader_is_inside_beside_a_writer,
+    a_writer_gets_the_key_although_readers_keep_coming,
+];
+
+on_file_and_redis![
+    a_counter_under_the_lock_is_exact_and_the_fences_rise_in_its_order,
+    those_who_wait_and_those_who_do_not_leave_nothing_lying,
+];
 
 /// Runs `work(number)` in so many threads at once, and returns what they did.
 fn together<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
@@ -27,12 +38,10 @@ fn locked(store: &Store, key: &str, options: &[&str], script: &str) -> Done {
     store.run(&args)
 }
 
-#[test]
-fn a_counter_under_the_lock_is_exact_and_the_fences_rise_in_its_order() {
+fn a_counter_under_the_lock_is_exact_and_the_fences_rise_in_its_order(store: &Store) {
     const PROCESSES: usize = 16;
     const TIMES: usize = 25;
-    let store = Store::new();
-    let journal = Journal::new(&store);
+    let journal = Journal::new(store);
     let (counter, marker) = (store.path("counter"), store.path("marker"));
     fs::write(&counter, "0\n").expect("the test's directory is writable");
     // Only one can make the marker; whoever finds it says so and changes the outcome.
@@ -43,7 +52,7 @@ fn a_counter_under_the_lock_is_exact_and_the_fences_rise_in_its_order() {
     );
     together(PROCESSES, |process| {
         for time in 0..TIMES {
-            locked(&store, "k", &[], &journal.visit(&format!("{process}.{time}"), &body)).is(0, "", "");
+            locked(store, "k", &[], &journal.visit(&format!("{process}.{time}"), &body)).is(0, "", "");
         }
     });
     assert_eq!(fs::read_to_string(&counter).expect("the counter"), format!("{}\n", PROCESSES * TIMES));
@@ -54,32 +63,28 @@ fn a_counter_under_the_lock_is_exact_and_the_fences_rise_in_its_order() {
     assert!(fences.is_sorted_by(|earlier, later| earlier < later), "{fences:?}");
 }
 
-#[test]
-fn slots_let_that_many_in_and_never_more() {
+fn slots_let_that_many_in_and_never_more(store: &Store) {
     const SLOTS: usize = 3;
-    let store = Store::new();
-    let journal = Journal::new(&store);
+    let journal = Journal::new(store);
     together(12, |process| {
         for time in 0..8 {
             let script = journal.visit(&format!("{process}.{time}"), "sleep 0.01");
-            locked(&store, "k", &["--slots", "3"], &script).is(0, "", "");
+            locked(store, "k", &["--slots", "3"], &script).is(0, "", "");
         }
     });
     assert_eq!(journal.entered().len(), 12 * 8);
     assert_eq!(journal.most_at_once(), SLOTS);
 }
 
-#[test]
-fn no_reader_is_inside_beside_a_writer() {
-    let store = Store::new();
-    let journal = Journal::new(&store);
+fn no_reader_is_inside_beside_a_writer(store: &Store) {
+    let journal = Journal::new(store);
     // Of ten times seven to read and three to write. Each does both, so readers come while a writer is inside.
     together(10, |process| {
         for time in 0..20 {
             let reads = (process + time) % 10 < 7;
             let name = format!("{}-{process}.{time}", if reads { "reader" } else { "writer" });
             let options: &[&str] = if reads { &["-s"] } else { &[] };
-            locked(&store, "k", options, &journal.visit(&name, "sleep 0.005")).is(0, "", "");
+            locked(store, "k", options, &journal.visit(&name, "sleep 0.005")).is(0, "", "");
         }
     });
     assert_eq!(journal.entered().len(), 10 * 20);
@@ -90,16 +95,14 @@ fn no_reader_is_inside_beside_a_writer() {
     assert!(journal.most_at_once() > 1, "readers were never together");
 }
 
-#[test]
-fn a_writer_gets_the_key_although_readers_keep_coming() {
-    let store = Store::new();
-    let journal = Journal::new(&store);
+fn a_writer_gets_the_key_although_readers_keep_coming(store: &Store) {
+    let journal = Journal::new(store);
     let written = AtomicBool::new(false);
     // Four readers overlap all the time, so without a queue there would never be a gap between them.
     together(5, |process| {
         if process == 4 {
             journal.await_entry("reader-3.1");
-            locked(&store, "k", &[], &journal.visit("writer", ":")).is(0, "", "");
+            locked(store, "k", &[], &journal.visit("writer", ":")).is(0, "", "");
             written.store(true, Ordering::SeqCst);
             return;
         }
@@ -110,7 +113,7 @@ fn a_writer_gets_the_key_although_readers_keep_coming() {
             }
             assert!(start.elapsed() < Duration::from_secs(20), "the writer starves");
             let script = journal.visit(&format!("reader-{process}.{time}"), "sleep 0.1");
-            locked(&store, "k", &["-s"], &script).is(0, "", "");
+            locked(store, "k", &["-s"], &script).is(0, "", "");
         }
     });
     assert!(journal.inside().contains(&vec!["writer".to_owned()]), "{:?}", journal.lines());
@@ -119,7 +122,8 @@ fn a_writer_gets_the_key_although_readers_keep_coming() {
 /// Runs nothing under `k`; the test fails if that takes far more time than it needs, as it does if dlock
 /// sleeps while the key is free.
 fn in_time(store: &Store, options: &[&str]) -> Done {
-    const LIMIT: Duration = Duration::from_secs(10);
+    // Less than the time after which a waiter looks by itself.
+    const LIMIT: Duration = Duration::from_secs(8);
     let mut run = Running::start(&mut store.dlock(&[&["run", "k"], options, &["--", "true"]].concat()));
     let start = Instant::now();
     wait_for("the end of a run", || {
@@ -129,17 +133,15 @@ fn in_time(store: &Store, options: &[&str]) -> Done {
     run.finish()
 }
 
-#[test]
-fn those_who_wait_and_those_who_do_not_leave_nothing_lying() {
+fn those_who_wait_and_those_who_do_not_leave_nothing_lying(store: &Store) {
     /// With eight clients each, about a thousand meetings.
     const ROUNDS: usize = 120;
-    let store = Store::new();
     for round in 0..ROUNDS {
         // Nobody comes after those of a round: a wake-up that is lost is not made good by another one.
         let codes = together(8, |client| match client {
-            0..4 => ("wait", in_time(&store, &[])),
-            4..6 => ("try", in_time(&store, &["-n"])),
-            _ => ("limit", in_time(&store, &["-w", "0.01"])),
+            0..4 => ("wait", in_time(store, &[])),
+            4..6 => ("try", in_time(store, &["-n"])),
+            _ => ("limit", in_time(store, &["-w", "0.01"])),
         });
         for (kind, done) in codes {
             let code = done.status.code();

@@ -38,35 +38,48 @@ pub(crate) struct Store {
     server: Option<redis::Server>,
 }
 
-/// Makes a test of each promise for each store; one whose server is not installed is skipped by name.
+/// Makes tests of promises, one for each store: `fn promise(store: &Store)` is named in a list, or stands as a
+/// test in the macro. One whose server is not installed is skipped by name.
 macro_rules! on_every_store {
-    ($(#[test] fn $promise:ident($store:ident: &Store) $body:block)*) => {
+    ($($promise:ident),+ $(,)?) => {
         $(mod $promise {
-            #[allow(unused_imports, reason = "some promises need nothing of the file")]
-            use super::*;
-
-            fn promise($store: &Store) $body
-
-            #[test]
-            fn file() {
-                promise(&Store::new());
-            }
-
-            #[cfg(feature = "redis")]
-            #[test]
-            fn redis() {
-                $crate::support::redis::on_a_server($crate::support::redis::REDIS, promise);
-            }
+            $crate::support::on_file_and_redis!(@tests $promise);
 
             #[cfg(feature = "redis")]
             #[test]
             fn valkey() {
-                $crate::support::redis::on_a_server($crate::support::redis::VALKEY, promise);
+                $crate::support::redis::on_a_server($crate::support::redis::VALKEY, super::$promise);
             }
-        })*
+        })+
+    };
+    ($($(#[doc = $doc:literal])* #[test] fn $promise:ident($store:ident: &Store) $body:block)+) => {
+        $($(#[doc = $doc])* fn $promise($store: &Store) $body)+
+        $crate::support::on_every_store!($($promise),+);
     };
 }
 pub(crate) use on_every_store;
+
+/// The same without Valkey, for a promise that takes long and of which Valkey says nothing new.
+macro_rules! on_file_and_redis {
+    ($($promise:ident),+ $(,)?) => {
+        $(mod $promise {
+            $crate::support::on_file_and_redis!(@tests $promise);
+        })+
+    };
+    (@tests $promise:ident) => {
+        #[test]
+        fn file() {
+            super::$promise(&$crate::support::Store::new());
+        }
+
+        #[cfg(feature = "redis")]
+        #[test]
+        fn redis() {
+            $crate::support::redis::on_a_server($crate::support::redis::REDIS, super::$promise);
+        }
+    };
+}
+pub(crate) use on_file_and_redis;
 
 /// How a process ended and what it wrote.
 #[derive(Debug)]
