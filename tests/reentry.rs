@@ -4,7 +4,18 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{DLOCK, Running, Store, await_number, finish, wait_for};
+use crate::support::{DLOCK, Running, Store, await_number, finish, on_every_store, wait_for};
+
+on_every_store![
+    a_run_inside_a_run_of_the_same_key_enters_its_lease,
+    a_lease_is_entered_to_the_limit_and_not_beyond,
+    an_inner_run_in_the_background_keeps_the_lease_until_it_ends_and_no_longer,
+    shared_enters_exclusive_and_exclusive_does_not_enter_shared,
+    a_lease_that_is_held_no_more_is_lost_and_no_fresh_one_is_taken,
+    a_key_stays_taken_as_long_as_it_was_asked_for_and_dlock_does_not_linger,
+    a_key_stays_taken_even_if_its_holder_is_killed,
+    a_fence_that_has_moved_on_is_refused,
+];
 
 /// `dlock run k` so many times inside each other, and then `last`.
 fn nested(depth: usize, last: &str) -> Vec<String> {
@@ -24,9 +35,7 @@ fn run(store: &Store, words: &[String]) -> crate::support::Done {
     store.run(&words)
 }
 
-#[test]
-fn a_run_inside_a_run_of_the_same_key_enters_its_lease() {
-    let store = Store::new();
+fn a_run_inside_a_run_of_the_same_key_enters_its_lease(store: &Store) {
     let inner = format!("echo $DLOCK_FENCE $DLOCK_LEASE; {DLOCK} run -n k -- sh -c 'echo $DLOCK_FENCE $DLOCK_LEASE'");
     let done = store.run(&["run", "k", "--", "sh", "-c", &inner]);
     let lines: Vec<&str> = done.stdout.lines().collect();
@@ -34,20 +43,16 @@ fn a_run_inside_a_run_of_the_same_key_enters_its_lease() {
     store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
 }
 
-#[test]
-fn a_lease_is_entered_to_the_limit_and_not_beyond() {
-    let store = Store::new();
-    run(&store, &nested(17, "echo in")).is(0, "in\n", "");
-    run(&store, &nested(18, "echo in")).says(75, &["'k' may be entered again at most 16 deep"]);
+fn a_lease_is_entered_to_the_limit_and_not_beyond(store: &Store) {
+    run(store, &nested(17, "echo in")).is(0, "in\n", "");
+    run(store, &nested(18, "echo in")).says(75, &["'k' may be entered again at most 16 deep"]);
     let inner = format!("{DLOCK} run -E 9 --max-reentry 0 k -- echo in");
     store.run(&["run", "k", "--", "sh", "-c", &inner]).says(9, &["may not be entered again"]);
     let inner = format!("{DLOCK} run --max-reentry 1 k -- echo in");
     store.run(&["run", "k", "--", "sh", "-c", &inner]).is(0, "in\n", "");
 }
 
-#[test]
-fn an_inner_run_in_the_background_keeps_the_lease_until_it_ends_and_no_longer() {
-    let store = Store::new();
+fn an_inner_run_in_the_background_keeps_the_lease_until_it_ends_and_no_longer(store: &Store) {
     let fifo = store.path("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).expect("a fifo");
     let inner = format!(
@@ -60,18 +65,14 @@ fn an_inner_run_in_the_background_keeps_the_lease_until_it_ends_and_no_longer() 
     store.run(&["run", "-w", "20s", "k", "--", "true"]).is(0, "", "");
 }
 
-#[test]
-fn shared_enters_exclusive_and_exclusive_does_not_enter_shared() {
-    let store = Store::new();
+fn shared_enters_exclusive_and_exclusive_does_not_enter_shared(store: &Store) {
     let inner = format!("{DLOCK} run -s k -- echo in");
     store.run(&["run", "k", "--", "sh", "-c", &inner]).is(0, "in\n", "");
     let inner = format!("{DLOCK} run k -- echo in");
     store.run(&["run", "-s", "k", "--", "sh", "-c", &inner]).says(75, &["as shared", "entered as exclusive"]);
 }
 
-#[test]
-fn a_lease_that_is_held_no_more_is_lost_and_no_fresh_one_is_taken() {
-    let store = Store::new();
+fn a_lease_that_is_held_no_more_is_lost_and_no_fresh_one_is_taken(store: &Store) {
     let done = store.run(&["run", "k", "--", "sh", "-c", "printf %s \"$DLOCK_HELD\""]);
     let held = done.stdout;
     let late = finish(store.dlock(&["run", "k", "--", "echo", "in"]).env("DLOCK_HELD", &held));
@@ -92,9 +93,7 @@ fn another_store_is_another_lock_and_another_path_to_the_same_one_is_not() {
     store.run(&["run", "k", "--", "sh", "-c", &same]).is(0, "in\n", "");
 }
 
-#[test]
-fn a_key_stays_taken_as_long_as_it_was_asked_for_and_dlock_does_not_linger() {
-    let store = Store::new();
+fn a_key_stays_taken_as_long_as_it_was_asked_for_and_dlock_does_not_linger(store: &Store) {
     let start = Instant::now();
     store.run(&["run", "--min-hold", "2s", "k", "--", "true"]).is(0, "", "");
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
@@ -104,11 +103,9 @@ fn a_key_stays_taken_as_long_as_it_was_asked_for_and_dlock_does_not_linger() {
     assert!(taken >= Duration::from_secs(2) && taken < Duration::from_secs(4), "{taken:?}");
 }
 
-#[test]
-fn a_key_stays_taken_even_if_its_holder_is_killed() {
-    let store = Store::new();
+fn a_key_stays_taken_even_if_its_holder_is_killed(store: &Store) {
     let start = Instant::now();
-    let holder = store.holding("k", &["--min-hold", "2s"], "echo ready; exec sleep 1000");
+    let holder = store.holding("k", &["--ttl", "1s", "--min-hold", "2s"], "echo ready; exec sleep 1000");
     let next = Running::start(&mut store.dlock(&["run", "k", "--", "true"]));
     store.await_waiting("k", 1);
     holder.signal(Signal::SIGKILL);
@@ -118,21 +115,19 @@ fn a_key_stays_taken_even_if_its_holder_is_killed() {
     assert!(taken >= Duration::from_secs(2) && taken < Duration::from_secs(4), "{taken:?}");
 }
 
-#[test]
-fn a_fence_that_has_moved_on_is_refused() {
-    let store = Store::new();
+fn a_fence_that_has_moved_on_is_refused(store: &Store) {
     let fence = |store: &Store| store.run(&["fence", "k"]).stdout.trim().to_owned();
-    assert_eq!(fence(&store), "0");
-    let before = fence(&store);
+    assert_eq!(fence(store), "0");
+    let before = fence(store);
     store.run(&["run", "--if-fence", &before, "k", "--", "echo", "in"]).is(0, "in\n", "");
     let done = store.run(&["run", "--if-fence", &before, "k", "--", "echo", "in"]);
     done.says(75, &["'k' has fence", "and not 0", "somebody has held it since"]);
     let holder = store.hold("k");
-    let during = fence(&store);
+    let during = fence(store);
     store.run(&["run", "--if-fence", &during, "k", "--", "echo", "in"]).says(75, &["'k' is held by"]);
     holder.finish().is(0, "", "");
     let done = store.run(&["run", "--if-fence", &during, "-E", "3", "k", "--", "echo", "in"]);
     done.says(3, &["somebody has held it since"]);
-    let now = fence(&store);
+    let now = fence(store);
     store.run(&["run", "--if-fence", &now, "k", "--", "echo", "in"]).is(0, "in\n", "");
 }

@@ -6,28 +6,30 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::activity::at_rest;
-use crate::support::{Store, child_of, is_alive, wait_for};
+use crate::support::{Store, child_of, is_alive, on_every_store, wait_for};
 
-#[test]
-fn dlock_ends_as_its_command_does() {
-    let store = Store::new();
+on_every_store![
+    dlock_ends_as_its_command_does,
+    a_command_that_cannot_be_started_gives_the_lease_back,
+    a_taken_key_is_busy_and_its_holder_is_named,
+    a_signal_that_came_too_late_for_the_command_does_not_hide_how_it_ended,
+    a_reader_that_does_not_read_keeps_no_command_from_being_stopped,
+];
+
+fn dlock_ends_as_its_command_does(store: &Store) {
     store.run(&["run", "k", "--", "sh", "-c", "exit 7"]).is(7, "", "");
     store.run(&["run", "k", "--", "sh", "-c", "echo out; echo err >&2"]).is(0, "out\n", "err\n");
     store.run(&["run", "k", "--", "sh", "-c", "kill -TERM $$"]).died_of(Signal::SIGTERM);
     store.run(&["run", "k", "--", "sh", "-c", "kill -KILL $$"]).died_of(Signal::SIGKILL);
 }
 
-#[test]
-fn a_command_that_cannot_be_started_gives_the_lease_back() {
-    let store = Store::new();
+fn a_command_that_cannot_be_started_gives_the_lease_back(store: &Store) {
     store.run(&["run", "k", "--", "/nonexistent"]).says(127, &["cannot find", "'/nonexistent'"]);
     store.run(&["run", "-n", "k", "--", "/etc/passwd"]).says(126, &["cannot execute", "'/etc/passwd'"]);
     store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
 }
 
-#[test]
-fn a_taken_key_is_busy_and_its_holder_is_named() {
-    let store = Store::new();
+fn a_taken_key_is_busy_and_its_holder_is_named(store: &Store) {
     let holder = store.hold("k");
     let pid = format!("pid {}", holder.pid());
     store.run(&["run", "-n", "k", "--", "true"]).says(75, &["'k' is held by", &pid]);
@@ -38,9 +40,7 @@ fn a_taken_key_is_busy_and_its_holder_is_named() {
     store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
 }
 
-#[test]
-fn a_signal_that_came_too_late_for_the_command_does_not_hide_how_it_ended() {
-    let store = Store::new();
+fn a_signal_that_came_too_late_for_the_command_does_not_hide_how_it_ended(store: &Store) {
     let run = store.holding("k", &[], "echo ready; cat");
     let guardian = child_of(run.pid().as_raw());
     let command = child_of(guardian);
@@ -56,9 +56,7 @@ fn a_signal_that_came_too_late_for_the_command_does_not_hide_how_it_ended() {
     assert_eq!(done.stderr, "");
 }
 
-#[test]
-fn a_reader_that_does_not_read_keeps_no_command_from_being_stopped() {
-    let store = Store::new();
+fn a_reader_that_does_not_read_keeps_no_command_from_being_stopped(store: &Store) {
     let mut dlock =
         store.dlock(&["run", "--max-run", "0.3", "-k", "0.2", "k", "--", "sh", "-c", "trap '' TERM; yes >&2"]);
     let mut child = dlock.stderr(Stdio::piped()).spawn().expect("it starts");

@@ -1,10 +1,19 @@
 //! What status tells people and programs.
 
-use crate::support::{Running, Store};
+use crate::support::{Running, Store, on_every_store};
 
-#[test]
-fn json_has_all_that_is_known_in_the_order_of_the_queue() {
-    let store = Store::new();
+on_every_store![
+    json_has_all_that_is_known_in_the_order_of_the_queue,
+    only_held_keys_are_shown_unless_all_are_asked_for,
+    nothing_that_others_wrote_reaches_the_terminal_raw,
+    slots_and_shared_holders_are_told_apart,
+    looking_makes_nothing,
+    the_names_in_the_json_are_those_that_programs_rely_on,
+    nothing_is_an_empty_list_and_not_an_error,
+    a_fence_rises_when_a_key_is_taken_and_when_it_is_given_back,
+];
+
+fn json_has_all_that_is_known_in_the_order_of_the_queue(store: &Store) {
     let holder = store.holding("k", &["--note", "the note", "--ttl", "1h"], "echo ready; cat >/dev/null");
     let mut waiters = Vec::new();
     for place in 1..=3 {
@@ -36,9 +45,7 @@ fn json_has_all_that_is_known_in_the_order_of_the_queue() {
     }
 }
 
-#[test]
-fn only_held_keys_are_shown_unless_all_are_asked_for() {
-    let store = Store::new();
+fn only_held_keys_are_shown_unless_all_are_asked_for(store: &Store) {
     store.run(&["run", "app/free", "--", "true"]).is(0, "", "");
     store.run(&["status"]).is(1, "", "");
     let _one = store.hold("app/one");
@@ -56,9 +63,7 @@ fn only_held_keys_are_shown_unless_all_are_asked_for() {
     assert_eq!(shown(&["status", "app/free", "web/two"]), (Some(0), strings(&["app/free", "web/two"])));
 }
 
-#[test]
-fn nothing_that_others_wrote_reaches_the_terminal_raw() {
-    let store = Store::new();
+fn nothing_that_others_wrote_reaches_the_terminal_raw(store: &Store) {
     let _holder = store.holding("k", &["--note", "\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}"], "echo ready; cat >/dev/null");
     let shown = store.run(&["status"]).stdout;
     let busy = store.run(&["run", "-n", "k", "--", "true"]).stderr;
@@ -71,9 +76,7 @@ fn nothing_that_others_wrote_reaches_the_terminal_raw() {
     }
 }
 
-#[test]
-fn slots_and_shared_holders_are_told_apart() {
-    let store = Store::new();
+fn slots_and_shared_holders_are_told_apart(store: &Store) {
     let _reader = store.holding("s", &["-s"], "echo ready; cat >/dev/null");
     let _slot = store.holding("n", &["--slots", "3"], "echo ready; cat >/dev/null");
     let (shared, slot) = (store.status("s")["holders"][0].clone(), store.status("n")["holders"][0].clone());
@@ -83,15 +86,13 @@ fn slots_and_shared_holders_are_told_apart() {
     assert!(table.contains("shared") && table.contains("slot of 3"), "{table}");
 }
 
-#[test]
-fn looking_makes_nothing() {
-    let store = Store::new();
+fn looking_makes_nothing(store: &Store) {
     store.run(&["status"]).is(1, "", "");
     store.run(&["fence", "k"]).is(0, "0\n", "");
-    assert!(!store.path("locks").exists());
+    assert!(store.is_untouched());
     store.run(&["run", "k", "--", "true"]).is(0, "", "");
     store.run(&["fence", "other"]).is(0, "0\n", "");
-    assert!(!store.key_file("other").exists());
+    assert!(store.keeps("k") && !store.keeps("other"));
 }
 
 /// The names of an object, sorted.
@@ -101,9 +102,7 @@ fn names(object: &serde_json::Value) -> Vec<&str> {
     names
 }
 
-#[test]
-fn the_names_in_the_json_are_those_that_programs_rely_on() {
-    let store = Store::new();
+fn the_names_in_the_json_are_those_that_programs_rely_on(store: &Store) {
     let _holder = store.holding("k", &["--slots", "1"], "echo ready; cat >/dev/null");
     let _waiter = store.waiting("k", &[], "true");
     let done = store.run(&["status", "--json"]);
@@ -121,12 +120,10 @@ fn the_names_in_the_json_are_those_that_programs_rely_on() {
         ["slots", "fence", "depth", "held_ms", "waited_ms", "until", "hold_until", "cooling", "revoked", "attended"];
     assert_eq!(names(&key["holders"][0]), with(&hold));
     assert_eq!(names(&key["queue"][0]), with(&["waiting_ms"]));
-    assert_eq!(status["store"], format!("file:{}", store.path("locks").canonicalize().expect("it is there").display()));
+    assert_eq!(status["store"], store.identity());
 }
 
-#[test]
-fn nothing_is_an_empty_list_and_not_an_error() {
-    let store = Store::new();
+fn nothing_is_an_empty_list_and_not_an_error(store: &Store) {
     for args in [&["status", "--json"][..], &["status", "--json", "--all"], &["status", "--json", "--prefix", "x"]] {
         let done = store.run(args);
         assert_eq!((done.status.code(), &*done.stderr), (Some(1), ""));
@@ -139,9 +136,7 @@ fn nothing_is_an_empty_list_and_not_an_error() {
     assert_eq!((&status["keys"][0]["held"], &status["keys"][0]["fence"]), (&false.into(), &0.into()));
 }
 
-#[test]
-fn a_fence_rises_when_a_key_is_taken_and_when_it_is_given_back() {
-    let store = Store::new();
+fn a_fence_rises_when_a_key_is_taken_and_when_it_is_given_back(store: &Store) {
     let fence = || store.run(&["fence", "k"]).stdout.trim().parse::<u64>().expect("a number");
     assert_eq!(fence(), 0);
     let mut last = 0;

@@ -5,7 +5,23 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Store, await_number, child_of, is_alive};
+use crate::support::{Store, await_number, child_of, is_alive, on_every_store};
+
+on_every_store![
+    unlock_reaches_the_holder_within_a_second_and_frees_the_key,
+    a_holder_that_has_been_asleep_for_long_hears_of_it_too,
+    a_command_that_ignores_term_is_killed_with_all_that_it_started_before_the_next_one_starts,
+    force_frees_the_key_at_once_and_the_former_holder_stops_as_lost,
+    only_the_lease_that_was_named_is_freed,
+    of_several_holders_only_the_named_one_is_stopped,
+    a_holder_that_does_not_stop_in_time_is_told_of_and_keeps_the_key,
+    a_frozen_holder_keeps_the_key_until_it_is_forced,
+    unlock_of_a_free_key_says_so_and_makes_nothing,
+    nobody_is_asked_where_there_is_no_terminal,
+    a_cooling_key_is_freed_at_once,
+    a_revocation_stops_even_a_command_that_may_go_on_without_its_lease,
+    a_lost_lease_that_may_be_passed_over_leaves_the_command_alone_and_still_exits_76,
+];
 
 /// A command that ignores TERM, and a child of it that does, too, in a session of its own.
 const STUBBORN: &str = "trap '' TERM; setsid sleep 1000 & echo $! >pid; echo ready; while :; do sleep 0.05; done";
@@ -13,9 +29,7 @@ const STUBBORN: &str = "trap '' TERM; setsid sleep 1000 & echo $! >pid; echo rea
 /// How soon a holder must hear of it.
 const SOON: Duration = Duration::from_secs(1);
 
-#[test]
-fn unlock_reaches_the_holder_within_a_second_and_frees_the_key() {
-    let store = Store::new();
+fn unlock_reaches_the_holder_within_a_second_and_frees_the_key(store: &Store) {
     let holder = store.holding("k", &[], "echo ready; exec sleep 1000");
     let start = Instant::now();
     store.run(&["unlock", "k", "--yes"]).is(0, "", "");
@@ -24,27 +38,16 @@ fn unlock_reaches_the_holder_within_a_second_and_frees_the_key() {
     holder.finish().says(76, &["'k' was unlocked by somebody", "stopping the command"]);
 }
 
-#[test]
-fn a_holder_that_has_been_asleep_for_long_hears_of_it_too() {
-    let store = Store::new();
+fn a_holder_that_has_been_asleep_for_long_hears_of_it_too(store: &Store) {
     let holder = store.hold("k");
-    // Past the half second after which it listens.
-    let listening = || {
-        let tasks = format!("/proc/{}/fdinfo", holder.pid());
-        std::fs::read_dir(tasks).is_ok_and(|fds| {
-            fds.flatten().any(|fd| std::fs::read_to_string(fd.path()).is_ok_and(|info| info.contains("inotify wd:")))
-        })
-    };
-    crate::support::wait_for("the holder to listen", listening);
+    store.await_listening(&holder);
     let start = Instant::now();
     store.run(&["unlock", "k", "--yes"]).is(0, "", "");
     assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
     holder.finish().says(76, &["unlocked by somebody"]);
 }
 
-#[test]
-fn a_command_that_ignores_term_is_killed_with_all_that_it_started_before_the_next_one_starts() {
-    let store = Store::new();
+fn a_command_that_ignores_term_is_killed_with_all_that_it_started_before_the_next_one_starts(store: &Store) {
     let mut command = store.dlock(&["run", "-k", "0.3s", "k", "--", "sh", "-c", STUBBORN]);
     let mut holder = crate::support::Running::start(command.current_dir(store.dir.path()));
     holder.await_line("ready");
@@ -57,9 +60,7 @@ fn a_command_that_ignores_term_is_killed_with_all_that_it_started_before_the_nex
     holder.finish().says(76, &["unlocked by somebody"]);
 }
 
-#[test]
-fn force_frees_the_key_at_once_and_the_former_holder_stops_as_lost() {
-    let store = Store::new();
+fn force_frees_the_key_at_once_and_the_former_holder_stops_as_lost(store: &Store) {
     let mut command = store.dlock(&["run", "-k", "5s", "k", "--", "sh", "-c", STUBBORN]);
     let mut holder = crate::support::Running::start(command.current_dir(store.dir.path()));
     holder.await_line("ready");
@@ -81,9 +82,7 @@ fn force_frees_the_key_at_once_and_the_former_holder_stops_as_lost() {
     rest.finish().says(76, &["lost 'k'"]);
 }
 
-#[test]
-fn only_the_lease_that_was_named_is_freed() {
-    let store = Store::new();
+fn only_the_lease_that_was_named_is_freed(store: &Store) {
     let holder = store.hold("k");
     let lease = store.status("k")["holders"][0]["lease"].as_str().expect("a lease").to_owned();
     assert_eq!(lease.len(), 8);
@@ -94,9 +93,7 @@ fn only_the_lease_that_was_named_is_freed() {
     holder.finish().says(76, &["unlocked by somebody"]);
 }
 
-#[test]
-fn of_several_holders_only_the_named_one_is_stopped() {
-    let store = Store::new();
+fn of_several_holders_only_the_named_one_is_stopped(store: &Store) {
     let one = store.holding("k", &["-s"], "echo ready; cat >/dev/null");
     let two = store.holding("k", &["-s"], "echo ready; cat >/dev/null");
     let lease = store.status("k")["holders"][1]["lease"].as_str().expect("a lease").to_owned();
@@ -105,9 +102,7 @@ fn of_several_holders_only_the_named_one_is_stopped() {
     one.finish().is(0, "", "");
 }
 
-#[test]
-fn a_holder_that_does_not_stop_in_time_is_told_of_and_keeps_the_key() {
-    let store = Store::new();
+fn a_holder_that_does_not_stop_in_time_is_told_of_and_keeps_the_key(store: &Store) {
     let mut command = store.dlock(&["run", "-k", "5s", "k", "--", "sh", "-c", STUBBORN]);
     let mut holder = crate::support::Running::start(command.current_dir(store.dir.path()));
     holder.await_line("ready");
@@ -117,9 +112,7 @@ fn a_holder_that_does_not_stop_in_time_is_told_of_and_keeps_the_key() {
     assert_eq!(store.status("k")["holders"][0]["revoked"], true);
 }
 
-#[test]
-fn a_frozen_holder_keeps_the_key_until_it_is_forced() {
-    let store = Store::new();
+fn a_frozen_holder_keeps_the_key_until_it_is_forced(store: &Store) {
     let holder = store.hold("k");
     holder.signal(Signal::SIGSTOP);
     store.run(&["unlock", "k", "--yes", "-w", "0.2s"]).says(75, &["'k' was told to stop"]);
@@ -129,16 +122,12 @@ fn a_frozen_holder_keeps_the_key_until_it_is_forced() {
     holder.finish().status.code().map_or_else(|| panic!("it died"), |code| assert_eq!(code, 76));
 }
 
-#[test]
-fn unlock_of_a_free_key_says_so_and_makes_nothing() {
-    let store = Store::new();
+fn unlock_of_a_free_key_says_so_and_makes_nothing(store: &Store) {
     store.run(&["unlock", "k", "--yes"]).says(1, &["'k' is free"]);
-    assert!(!store.path("locks").exists());
+    assert!(store.is_untouched());
 }
 
-#[test]
-fn nobody_is_asked_where_there_is_no_terminal() {
-    let store = Store::new();
+fn nobody_is_asked_where_there_is_no_terminal(store: &Store) {
     let _holder = store.hold("k");
     store.run(&["unlock", "k"]).says(64, &["'--yes'"]);
     store.run(&["unlock", "k", "--yes", "--lease", "xyz"]).says(64, &["'xyz' is no lease id"]);
@@ -146,26 +135,20 @@ fn nobody_is_asked_where_there_is_no_terminal() {
     assert_eq!(store.status("k")["held"], true);
 }
 
-#[test]
-fn a_cooling_key_is_freed_at_once() {
-    let store = Store::new();
+fn a_cooling_key_is_freed_at_once(store: &Store) {
     store.run(&["run", "--min-hold", "1h", "k", "--", "true"]).is(0, "", "");
     store.run(&["run", "-n", "k", "--", "true"]).says(75, &["'k' stays taken for"]);
     store.run(&["unlock", "k", "--yes"]).is(0, "", "");
     store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
 }
 
-#[test]
-fn a_revocation_stops_even_a_command_that_may_go_on_without_its_lease() {
-    let store = Store::new();
+fn a_revocation_stops_even_a_command_that_may_go_on_without_its_lease(store: &Store) {
     let holder = store.holding("k", &["--on-lost", "continue"], "echo ready; exec sleep 1000");
     store.run(&["unlock", "k", "--yes"]).is(0, "", "");
     holder.finish().says(76, &["unlocked by somebody; stopping"]);
 }
 
-#[test]
-fn a_lost_lease_that_may_be_passed_over_leaves_the_command_alone_and_still_exits_76() {
-    let store = Store::new();
+fn a_lost_lease_that_may_be_passed_over_leaves_the_command_alone_and_still_exits_76(store: &Store) {
     let holder = store.holding("k", &["--on-lost", "continue"], "echo ready; cat >/dev/null");
     let guardian = child_of(holder.pid().as_raw());
     store.run(&["unlock", "k", "--yes", "--force"]).is(0, "", "");

@@ -119,6 +119,46 @@ impl Store {
         !self.url.starts_with("file:")
     }
 
+    /// Whether nothing has made anything in it yet.
+    pub(crate) fn is_untouched(&self) -> bool {
+        #[cfg(feature = "redis")]
+        if let Some(server) = &self.server {
+            return server.keys().is_empty();
+        }
+        !self.path("locks").exists()
+    }
+
+    /// Whether it has anything of a key whose name needs no encoding.
+    pub(crate) fn keeps(&self, key: &str) -> bool {
+        #[cfg(feature = "redis")]
+        if let Some(server) = &self.server {
+            return server.keys().iter().any(|name| name.contains(&format!("{{{key}}}")));
+        }
+        self.key_file(key).exists()
+    }
+
+    /// What status calls it.
+    pub(crate) fn identity(&self) -> String {
+        #[cfg(feature = "redis")]
+        if let Some(server) = &self.server {
+            return format!("{}/0?prefix=dlock", server.url());
+        }
+        format!("file:{}", self.path("locks").canonicalize().expect("it is there").display())
+    }
+
+    /// Waits until a holder listens to what becomes of its lease, which it does once its command has run for a
+    /// while. On a server nobody else may wait.
+    pub(crate) fn await_listening(&self, holder: &Running) {
+        let listens = || {
+            #[cfg(feature = "redis")]
+            if let Some(server) = &self.server {
+                return server.has_sleeper();
+            }
+            activity::open_files(holder.pid().as_raw()).iter().any(|file| file.contains("inotify"))
+        };
+        wait_for("a holder that listens", listens);
+    }
+
     /// A file of the test.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

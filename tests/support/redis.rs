@@ -141,6 +141,12 @@ impl Server {
         line.and_then(|line| line.split(',').next()).map_or(0, |count| count.parse().expect("a number"))
     }
 
+    /// Whether a client sleeps on a list.
+    pub(crate) fn has_sleeper(&self) -> bool {
+        let list = redis::cmd("CLIENT").arg("LIST").query::<String>(&mut self.connection()).expect("it has clients");
+        list.lines().any(|client| client.contains(" cmd=blpop "))
+    }
+
     fn await_ready(&self) {
         wait_for("the server to listen", || TcpStream::connect((&*self.host, PORT)).is_ok());
     }
