@@ -3,6 +3,7 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,7 +30,6 @@ const MAX_SPAN: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 const MAX_NOTE: usize = 1000;
 
 /// What goes for every verb.
-#[derive(Debug)]
 pub struct Settings {
     /// The store.
     pub store: Url,
@@ -128,6 +128,16 @@ impl Settings {
     }
 }
 
+/// Without the value that is handed on, which may hold a password.
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { store, is_default, handed_on: (variable, _), store_timeout } = self;
+        let mut shown = f.debug_struct("Settings");
+        shown.field("store", store).field("is_default", is_default).field("handed_on", variable);
+        shown.field("store_timeout", store_timeout).finish()
+    }
+}
+
 fn url_of(text: &OsStr, here: &Path) -> Result<Url, Failure> {
     if let Some(text) = text.to_str() {
         return Url::parse(text, here).map_err(config);
@@ -148,6 +158,10 @@ fn from_file(file: &Path, here: &Path) -> Result<Url, Failure> {
     let url = text.trim();
     if url.is_empty() || url.lines().count() > 1 {
         return Err(config(format!("'{}' must hold one line, the store's URL", file.display())));
+    }
+    // It may be a password alone, so it is not repeated.
+    if !url.contains(':') {
+        return Err(config(format!("what '{}' holds is no store URL", file.display())));
     }
     Url::parse(url, here).map_err(config)
 }
@@ -253,7 +267,7 @@ fn positive(option: &str, text: &str) -> Result<Duration, Failure> {
     if span.is_zero() { Err(Failure::usage(format!("{option} must be more than 0"))) } else { Ok(span) }
 }
 
-fn config(words: impl std::fmt::Display) -> Failure {
+fn config(words: impl fmt::Display) -> Failure {
     Failure::new(Code::Config, words)
 }
 

@@ -42,6 +42,9 @@ impl Url {
     /// [`BadUrl`], which does not repeat what may be a password.
     pub fn parse(text: &str, here: &Path) -> Result<Self, BadUrl> {
         let Some((scheme, rest)) = text.split_once(':') else {
+            if text.contains('@') {
+                return Err(BadUrl("it is no store URL: it has no scheme, as in 'redis://HOST'".into()));
+            }
             return Err(BadUrl(format!("'{text}' is no store URL; a directory is written 'file:{text}'")));
         };
         match scheme {
