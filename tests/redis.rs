@@ -1,4 +1,5 @@
 //! What is particular to Redis and Valkey servers. What they share with other stores stands with the topic.
 
+mod access;
 mod oracle;
 mod refusals;
