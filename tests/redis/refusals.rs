@@ -37,7 +37,7 @@ fn refused(store: &Store, code: i32, words: &[&str]) {
     let patience = if code == 69 { PATIENCE } else { NO_HURRY };
     for more in [&[][..], &["-n"]] {
         let run = [&["run", "k", "--store-timeout", patience], more, &["--", "echo", "in"]].concat();
-        check(store.run(&run), code, words);
+        check(&store.run(&run), code, words);
     }
 }
 
@@ -45,12 +45,12 @@ fn refused(store: &Store, code: i32, words: &[&str]) {
 #[track_caller]
 fn refused_to_look(store: &Store, code: i32, words: &[&str]) {
     for verb in [&["status", "k"][..], &["fence", "k"], &["unlock", "k", "--yes"]] {
-        check(store.run(&[verb, &["--store-timeout", NO_HURRY]].concat()), code, words);
+        check(&store.run(&[verb, &["--store-timeout", NO_HURRY]].concat()), code, words);
     }
 }
 
 #[track_caller]
-fn check(done: Done, code: i32, words: &[&str]) {
+fn check(done: &Done, code: i32, words: &[&str]) {
     done.says(code, words);
     assert_eq!(done.stdout, "", "the command was not started: {done:#?}");
     assert!(done.stderr.trim_end().chars().all(|c| !c.is_control()) && done.stderr.len() < 500, "{done:#?}");
@@ -79,7 +79,7 @@ fn a_wrong_password_or_none_where_one_is_needed_is_a_refusal() {
             let begun = Instant::now();
             refused(&at(who), 77, &[words]);
             refused_to_look(&at(who), 77, &[words]);
-            check(at(who).run(&["status"]), 77, &[if who.is_empty() { "NOAUTH" } else { words }]);
+            check(&at(who).run(&["status"]), 77, &[if who.is_empty() { "NOAUTH" } else { words }]);
             assert!(begun.elapsed() < BOUNDED, "it is not tried again");
         }
         at(":right@").run(&["run", "k", "--", "echo", "in"]).is(0, "in\n", "");
@@ -119,7 +119,7 @@ fn one_who_waits_and_is_shut_out_says_so() {
         let shut_out = Store::new().at(&url);
         let waiter = shut_out.waiting("k", &[], "echo in");
         store.server().ask(&["ACL", "DELUSER", "w"]);
-        check(waiter.finish(), 77, &["WRONGPASS"]);
+        check(&waiter.finish(), 77, &["WRONGPASS"]);
     });
 }
 
@@ -196,7 +196,7 @@ fn a_server_that_is_full_is_tried_until_it_has_room() {
         let mut guests = [store.server().connection(), store.server().connection()].map(Some);
         let done = store.run(&["run", "k", "--store-timeout", PATIENCE, "--", "echo", "in"]);
         // It closes without having read, so its words may be lost on their way.
-        check(done, 69, &["redis at"]);
+        check(&done, 69, &["redis at"]);
         let mut args = store.dlock(&["run", "k", "-v", "--store-timeout", "60", "--", "echo", "in"]);
         let mut run = Running::start(&mut args);
         let mut heard = String::new();
@@ -205,7 +205,9 @@ fn a_server_that_is_full_is_tried_until_it_has_room() {
         while !heard.contains("trying again") {
             heard = lines.next().expect("it says so").expect("it is text");
         }
-        guests.iter_mut().for_each(|guest| drop(guest.take()));
+        for guest in &mut guests {
+            drop(guest.take());
+        }
         let done = run.finish();
         assert!(done.status.success() && done.stdout == "in\n", "{done:#?}");
     });
@@ -218,14 +220,14 @@ fn a_node_of_a_cluster_is_bad_configuration() {
         let (here, there) = (Server::start(program, &cluster), Server::start(program, &cluster));
         let store = Store::on(here);
         let list = || store.run(&["status", "--store-timeout", PATIENCE]);
-        check(list(), 69, &["CLUSTERDOWN"]);
+        check(&list(), 69, &["CLUSTERDOWN"]);
         there.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
         store.server().ask(&["CLUSTER", "MEET", &there.host, &there.port().to_string()]);
         let served =
             |store: &Store| matches!(store.server().ask(&["CLUSTER", "SLOTS"]), Value::Array(s) if !s.is_empty());
         wait_for("the other node's slots", || served(&store));
         wait_for("an answer that is MOVED", || list().status.code() != Some(69));
-        check(list(), 78, &["node of a cluster"]);
+        check(&list(), 78, &["node of a cluster"]);
         refused(&store, 78, &["node of a cluster"]);
     }
 }
@@ -357,7 +359,7 @@ fn a_reply_without_end_costs_little_memory_and_time() {
         let begun = Instant::now();
         let (done, most) = peak(&Store::new().at(&server.url()));
         let took = begun.elapsed();
-        check(done, if name == "a text of no length" { 78 } else { 69 }, &["redis at 127.0.0.1"]);
+        check(&done, if name == "a text of no length" { 78 } else { 69 }, &["redis at 127.0.0.1"]);
         assert!(most < MEMORY_KIB && took < BOUNDED, "{name}: {most} KiB, {took:?}");
     });
 }
