@@ -305,6 +305,7 @@ local function release(id, ending)
   if not hold then return {'not yours'} end
   table.remove(hold.levels, place)
   changed['h:' .. hold.lease] = hold
+  if hold.revoked then call('DEL', wake .. id) end
   if #hold.levels > 0 then return {'left'} end
   note('released', hold, hold.granted_at, ending ~= '' and ending or nil)
   if is_before(hold.hold_until) and not hold.revoked then return {'cooling'} end

@@ -44,9 +44,7 @@ impl Failure {
     /// The error of the store at `address`.
     pub(super) fn at(self, address: &Address) -> StoreError {
         let (trouble, words) = match self {
-            Self::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                (Trouble::Unreachable, "it closed the connection".into())
-            }
+            failure if failure.is_stale() => (Trouble::Unreachable, "it closed the connection".into()),
             Self::Io(error) => (Trouble::Unreachable, sys::words(&error)),
             Self::Silent => (Trouble::Unreachable, "it did not answer in time".into()),
             Self::NoTls => {
