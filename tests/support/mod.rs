@@ -7,6 +7,8 @@ pub(crate) mod fake;
 pub(crate) mod journal;
 pub(crate) mod mutex;
 #[cfg(feature = "redis")]
+pub(crate) mod proxy;
+#[cfg(feature = "redis")]
 pub(crate) mod redis;
 pub(crate) mod tree;
 

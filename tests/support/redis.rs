@@ -1,9 +1,11 @@
 //! Redis and Valkey servers of a test's own: on an address that no other test uses, and killed with the test.
 
+use std::collections::HashMap;
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -16,13 +18,14 @@ use super::{Store, command, has, wait_for};
 /// Redis as Debian has it.
 pub(crate) const REDIS: &str = "redis-server";
 
-/// The oldest that is supported, from PyPI.
+/// The oldest that is supported, from `PyPI`.
 pub(crate) const REDIS_6: &str = "redis-server-6.2";
 
-/// Valkey, from PyPI.
+/// Valkey, from `PyPI`.
 pub(crate) const VALKEY: &str = "valkey-server";
 
-const PORT: u16 = 6390;
+/// The port of every server and proxy of the tests.
+pub(crate) const PORT: u16 = 6390;
 
 /// A server. Killed at the end.
 pub(crate) struct Server {
@@ -42,15 +45,23 @@ pub(crate) fn on_a_server(program: &'static str, test: fn(&Store)) {
 }
 
 /// Runs a test on each kind of server that is installed.
-pub(crate) fn on_both(test: impl Fn(&Store)) {
-    for program in [REDIS, VALKEY] {
-        if has(program) {
-            test(&Store::on(Server::start(program, &[])));
-        }
-    }
+pub(crate) fn on_both(test: impl Fn(&Store) + Sync) {
+    on_both_with(&[], |store| test(store));
 }
 
-fn new_host() -> String {
+/// The same, with options for the server. Both at once.
+pub(crate) fn on_both_with(options: &[&str], test: impl Fn(&mut Store) + Sync) {
+    thread::scope(|scope| {
+        for program in [REDIS, VALKEY] {
+            if has(program) {
+                scope.spawn(|| test(&mut Store::on(Server::start(program, options))));
+            }
+        }
+    });
+}
+
+/// An address of the loopback network that nobody else uses.
+pub(crate) fn new_host() -> String {
     static USED: AtomicUsize = AtomicUsize::new(1);
     let [.., high, low] = std::process::id().to_be_bytes();
     let number = USED.fetch_add(1, Ordering::Relaxed);
@@ -131,6 +142,16 @@ impl Server {
         let mut keys: Vec<String> = self.connection().keys("*").expect("it has keys");
         keys.sort();
         keys
+    }
+
+    /// The fields of a key's record.
+    pub(crate) fn record(&self, key: &str) -> HashMap<String, String> {
+        self.connection().hgetall(format!("dlock:{{{key}}}:record")).expect("it is a hash")
+    }
+
+    /// Whether a key is offered to somebody who waits for it.
+    pub(crate) fn has_offered(&self, key: &str) -> bool {
+        self.record(key).keys().any(|field| field.starts_with("o:"))
     }
 
     /// How often a command was called, those in scripts included.

@@ -1,5 +1,13 @@
 //! Commands that start a tree of processes, and what shows that nothing of it is left.
 
+#[cfg(feature = "redis")]
+use std::fs::File;
+#[cfg(feature = "redis")]
+use std::time::SystemTime;
+
+#[cfg(feature = "redis")]
+use nix::fcntl::{Flock, FlockArg};
+
 use super::{Running, Store, is_alive};
 
 /// A dlock that runs a tree of processes, or waits to.
@@ -30,6 +38,16 @@ impl Store {
         args.extend(options);
         args.extend(["--", "sh", "-c", &script]);
         Tree { dlock: Running::start(&mut self.dlock(&args)), pids: Vec::new() }
+    }
+
+    /// Waits until nothing is left of a tree that is complete, and returns when that was.
+    #[cfg(feature = "redis")]
+    pub(crate) fn await_end_of_tree(&self) -> SystemTime {
+        let file = File::open(self.path("alone")).expect("the tree has opened it");
+        let alone = Flock::lock(file, FlockArg::LockExclusive);
+        let now = SystemTime::now();
+        drop(alone.map_err(|(_, error)| error).expect("it is free when all who have it are gone"));
+        now
     }
 
     /// A tree that holds `k` and is complete.
