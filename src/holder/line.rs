@@ -96,12 +96,9 @@ pub fn acquire(
                 let _ = raise(Signal::SIGSTOP);
             }
             Ok(Event::Signal(signal)) => {
-                let left = give_up(&**store, key, ask, &line).and_then(|answer| match answer {
-                    // Too late for it.
-                    Some(Ok((Answer::Granted(_), _))) => store.release(key, ask.level, None, LEAVE / 2).map(drop),
-                    _ => Ok(()),
-                });
-                if let Err(error) = left {
+                // Nobody wants the key, if it is what the answer brings.
+                drop(give_up(&line));
+                if let Err(error) = store.release(key, ask.level, None, LEAVE / 2) {
                     log::warn!("cannot leave the queue of '{key}', which drops us by itself: {error}");
                 }
                 return Ok(Acquired::Signal(signal));
@@ -109,9 +106,10 @@ pub fn acquire(
             Ok(_) => {}
             Err(_) if !line.lock().queued => {}
             Err(_) => {
-                if let Some(answer) = give_up(&**store, key, ask, &line)? {
+                if let Some(answer) = give_up(&line) {
                     return conclude(store, key, ask, answer);
                 }
+                store.release(key, ask.level, None, LEAVE / 2)?;
                 let record = store.inspect(key)?;
                 let (holders, waiting) = record.map_or_else(Default::default, |r| (r.holders, r.queue.len()));
                 return Ok(Acquired::Busy(holders, waiting));
@@ -237,18 +235,14 @@ fn wait_in_line(mut asker: Asker, patience: Duration, line: &Line, tell: &dyn Fn
     }
 }
 
-/// Leaves the line; the answer, if it was there already.
-fn give_up(store: &dyn Store, key: &Key, ask: &Ask, line: &Line) -> Result<Option<Dated>, StoreError> {
+/// Ends the wait. The answer, if there was one before or while we ended it; else we may still be in the queue.
+fn give_up(line: &Line) -> Option<Dated> {
     let mut state = line.lock();
     state.given_up = true;
     // What is on its way to the store should be there before we take it back.
     let on_its_way = line.replied.wait_timeout_while(state, LEAVE / 2, |state| state.asking);
     let (mut state, _) = on_its_way.unwrap_or_else(PoisonError::into_inner);
-    if let Some(answer) = state.answer.take() {
-        return Ok(Some(answer));
-    }
-    store.release(key, ask.level, None, LEAVE / 2)?;
-    Ok(None)
+    state.answer.take()
 }
 
 fn conclude(store: &Arc<dyn Store>, key: &Key, ask: &Ask, answer: Dated) -> Result<Acquired, StoreError> {
