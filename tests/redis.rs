@@ -2,5 +2,23 @@
 
 mod access;
 mod cost;
+mod freeze;
+mod network;
 mod oracle;
 mod refusals;
+mod restart;
+
+use std::time::SystemTime;
+
+use crate::support::Store;
+
+/// Whoever waits for so long was forgotten.
+const BOUNDED: [&str; 2] = ["-w", "40"];
+
+/// When the lease of `k` ends, as the server has it.
+#[track_caller]
+fn lease_end(store: &Store) -> SystemTime {
+    let status = store.status("k");
+    let end = status["holders"][0]["until"].as_str().and_then(|until| humantime::parse_rfc3339(until).ok());
+    end.unwrap_or_else(|| panic!("nobody holds it: {status}"))
+}

@@ -1,0 +1,217 @@
+//! Who is killed or frozen: holders, waiters, and the server. A command never outlives its lease, and nobody
+//! waits longer for the dead than until their lease ends.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
+
+use super::{BOUNDED, lease_end};
+use crate::support::journal::Journal;
+use crate::support::redis::{REDIS, Server, VALKEY, on_a_server, on_both};
+use crate::support::tree::Tree;
+use crate::support::{Running, Store, has, wait_for};
+
+/// What makes a server write down what it does, before it tells of it.
+const WRITES_DOWN: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "no"];
+
+/// How many holders a server is frozen under.
+const HOLDERS: usize = 50;
+
+/// The time that a command wrote, in microseconds.
+fn time(line: &str) -> SystemTime {
+    let micros = line.trim_end().parse().unwrap_or_else(|_| panic!("{line:?} is no time"));
+    SystemTime::UNIX_EPOCH + Duration::from_micros(micros)
+}
+
+/// Stores of their own on one server.
+fn apart(server: &Server, count: usize) -> Vec<Store> {
+    (0..count).map(|number| Store::new().at(&format!("{}?prefix=p{number}", server.url()))).collect()
+}
+
+/// Kills holders of keys of their own while somebody waits for each, and looks when that one starts.
+#[expect(clippy::print_stderr, reason = "the times are figures that people want to see")]
+fn kill_holders(program: &'static str) {
+    const PROMISE: Duration = Duration::from_millis(50);
+    if !has(program) {
+        return;
+    }
+    let server = Server::start(program, &[]);
+    let kill = |store: Store| {
+        let tree = store.holding_tree(&["--ttl", "1.5"]);
+        let waiter = store.waiting("k", &BOUNDED, "date +%s%6N");
+        tree.dlock.signal(SIGKILL);
+        let end = lease_end(&store);
+        assert!(store.await_end_of_tree() < end, "the tree ends with its dlock, and not with the lease");
+        let done = waiter.finish();
+        assert_eq!(done.stderr, "");
+        let late = time(&done.stdout).duration_since(end);
+        assert_eq!(tree.dlock.finish().status.signal(), Some(SIGKILL as i32));
+        late.expect("the key is not free before the lease ends")
+    };
+    let stores = apart(&server, 7);
+    let threads: Vec<_> = stores.into_iter().map(|store| thread::spawn(move || kill(store))).collect();
+    let mut late: Vec<Duration> = threads.into_iter().map(|thread| thread.join().expect("it went well")).collect();
+    late.sort_unstable();
+    eprintln!("from the end of a lease to the start of the next command, {program}: {late:?}");
+    // Some of the others have other tests to wait for.
+    assert!(late[0] < PROMISE && late[late.len() / 2] < PROMISE * 10, "{late:?}");
+}
+
+#[test]
+fn a_killed_holder_frees_its_key_when_its_lease_ends_on_redis() {
+    kill_holders(REDIS);
+}
+
+#[test]
+fn a_killed_holder_frees_its_key_when_its_lease_ends_on_valkey() {
+    kill_holders(VALKEY);
+}
+
+#[test]
+fn who_is_killed_when_the_key_was_offered_to_it_is_passed_over_in_a_second() {
+    on_both(|store| {
+        let mut holder = store.hold("k");
+        let head = store.waiting("k", &BOUNDED, "echo never");
+        let next = store.waiting("k", &BOUNDED, "date +%s%6N");
+        head.signal(SIGSTOP);
+        holder.close_stdin();
+        let mut offered = None;
+        wait_for("an offer", || {
+            let record = store.server().record("k");
+            offered = record.into_iter().find_map(|(field, since)| field.starts_with("o:").then_some(since));
+            offered.is_some()
+        });
+        head.signal(SIGKILL);
+        let done = next.finish();
+        let took = time(&done.stdout).duration_since(time(&offered.expect("it was waited for")));
+        assert!(took.as_ref().is_ok_and(|took| *took < Duration::from_millis(1100)), "{took:?}");
+        done.is(0, &done.stdout, "");
+        holder.finish().is(0, "", "");
+        let head = head.finish();
+        assert_eq!((head.status.signal(), &*head.stdout), (Some(SIGKILL as i32), ""));
+    });
+}
+
+/// When the lease of `k` would have ended, by what a server has written down of what it told.
+fn end_written_down(folder: &Path, prefix: &str) -> SystemTime {
+    let files = fs::read_dir(folder).expect("the server writes").map(|entry| entry.expect("a file").path());
+    let file = files.into_iter().find(|path| path.to_string_lossy().ends_with(".incr.aof")).expect("it has begun");
+    let bytes = fs::read(file).expect("it can be read");
+    let text = String::from_utf8_lossy(&bytes);
+    let ours = |command: &&str| command.contains(&format!("\r\n{prefix}:{{k}}:record\r\n"));
+    let last = text.split("HSET\r\n").filter(ours).filter_map(|command| command.split_once("\"until\":\"")).last();
+    let (_, until) = last.expect("it was granted");
+    time(until.split('"').next().unwrap_or_default())
+}
+
+/// Freezes a server under many holders, and some of these, too.
+fn freeze_server(program: &'static str) {
+    if !has(program) {
+        return;
+    }
+    let server = Server::start(program, &WRITES_DOWN);
+    let stores = apart(&server, HOLDERS);
+    let mut trees: Vec<Tree> = stores.iter().map(|store| store.tree(&["--ttl", "1"])).collect();
+    for tree in &mut trees {
+        tree.await_start();
+        tree.await_all();
+    }
+    server.freeze();
+    // A dlock that cannot act leaves it to its guardian.
+    let frozen = HOLDERS / 5;
+    for tree in &trees[..frozen] {
+        tree.dlock.signal(SIGSTOP);
+    }
+    let gone: Vec<SystemTime> = thread::scope(|scope| {
+        let watchers: Vec<_> = stores.iter().map(|store| scope.spawn(|| store.await_end_of_tree())).collect();
+        watchers.into_iter().map(|watcher| watcher.join().expect("it ends")).collect()
+    });
+    for (number, (gone, tree)) in gone.into_iter().zip(&trees).enumerate() {
+        let end = end_written_down(&server.path("appendonlydir"), &format!("p{number}"));
+        let left = end.duration_since(gone);
+        assert!(left.is_ok(), "of {HOLDERS}, number {number} lived too long: {left:?}");
+        tree.is_gone();
+    }
+    server.thaw();
+    for tree in &trees[..frozen] {
+        tree.dlock.signal(SIGCONT);
+    }
+    for tree in trees {
+        tree.dlock.finish().says(76, &["lost 'k'"]);
+    }
+}
+
+#[test]
+fn a_server_frozen_for_longer_than_the_ttl_ends_each_tree_before_its_lease_on_redis() {
+    freeze_server(REDIS);
+}
+
+#[test]
+fn a_server_frozen_for_longer_than_the_ttl_ends_each_tree_before_its_lease_on_valkey() {
+    freeze_server(VALKEY);
+}
+
+#[test]
+fn a_server_frozen_for_less_than_the_lease_has_left_ends_nothing() {
+    on_both(|store| {
+        let holder = store.holding("k", &["--ttl", "3"], "echo ready; cat >/dev/null; exit 7");
+        let before = lease_end(store);
+        store.server().freeze();
+        // With a beat before it that makes 1.7 s; at 2 s the command would be asked to end.
+        sleep(Duration::from_secs(1));
+        store.server().thaw();
+        wait_for("a beat", || lease_end(store) > before);
+        holder.finish().is(7, "", "");
+    });
+}
+
+#[test]
+fn a_holder_that_wakes_up_after_its_lease_finds_its_tree_gone_and_leaves_the_next_one_alone() {
+    on_both(|store| {
+        let tree = store.holding_tree(&["--ttl", "1"]);
+        tree.dlock.signal(SIGSTOP);
+        let mut next = store.tree(&["--ttl", "1"]);
+        next.await_start();
+        tree.is_gone();
+        next.await_all();
+        let waiting = store.waiting("k", &BOUNDED, "echo third");
+        tree.dlock.signal(SIGCONT);
+        tree.dlock.finish().says(76, &["lost 'k'"]);
+        let end = lease_end(store);
+        wait_for("a beat of the other", || lease_end(store) > end);
+        assert_eq!(store.status("k")["holders"][0]["pid"], next.dlock.pid().as_raw());
+        assert_eq!(store.queue("k"), [waiting.pid().as_raw()]);
+        next.dlock.signal(SIGKILL);
+        waiting.finish().is(0, "third\n", "");
+    });
+}
+
+#[test]
+fn a_waiter_that_was_frozen_when_its_turn_came_waits_again() {
+    on_a_server(REDIS, |store| {
+        let journal = Journal::new(store);
+        let holder = store.hold("k");
+        let mut frozen = store.waiting("k", &["-w", "40", "--ttl", "1"], &journal.stay("frozen"));
+        frozen.signal(SIGSTOP);
+        let start = Instant::now();
+        let args = ["run", "-w", "40", "k", "--", "sh", "-c", &journal.stay("other")];
+        let other = Running::start(&mut store.dlock(&args));
+        store.await_waiting("k", 2);
+        holder.finish().is(0, "", "");
+        journal.await_entry("other");
+        wait_for("twice the ttl", || start.elapsed() > Duration::from_secs(2));
+        frozen.signal(SIGCONT);
+        let pid = frozen.pid().as_raw();
+        wait_for("the frozen one to wait again", || store.queue("k") == [pid]);
+        other.finish().is(0, "", "");
+        journal.await_entry("frozen");
+        frozen.close_stdin();
+        frozen.finish().is(0, "", "");
+        assert_eq!(journal.entered(), ["other", "frozen"]);
+        assert_eq!(journal.most_at_once(), 1, "{:?}", journal.lines());
+    });
+}
