@@ -52,5 +52,5 @@ impl Fake {
 
 /// Whether the other side said something, rather than leave.
 pub(crate) fn hear(stream: &mut TcpStream) -> bool {
-    stream.read(&mut [0; 1 << 16]).is_ok_and(|read| read > 0)
+    stream.read(&mut vec![0; 1 << 16]).is_ok_and(|read| read > 0)
 }

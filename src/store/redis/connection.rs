@@ -330,3 +330,39 @@ fn resolve(host: &str, port: u16, until: Moment) -> io::Result<Vec<SocketAddr>> 
     signal::unheard(|| thread::Builder::new().name("resolver".into()).spawn(look_up))?;
     found.recv_timeout(until.left()).map_err(|_| io::Error::other("the name server does not answer"))?
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+    use std::time::Duration;
+
+    use redis::{Parser, cmd};
+    use socket2::Socket;
+
+    use super::{Connection, Failure, LARGEST, Stream, Wire};
+    use crate::clock::Moment;
+
+    #[test]
+    fn many_small_values_without_end_are_no_more_than_a_large_one() {
+        let (ours, mut theirs) = UnixStream::pair().expect("two sockets");
+        let socket = Socket::from(OwnedFd::from(ours));
+        let stream = Stream::Plain(Wire { socket, until: Moment::now() });
+        let mut connection = Connection { stream, parser: Parser::new() };
+        let server = thread::spawn(move || {
+            let nulls = b"_\r\n".repeat(1000);
+            let mut sent = theirs.write(b"*99999999999\r\n").expect("we listen");
+            while let Ok(more) = theirs.write(&nulls) {
+                sent += more;
+            }
+            sent
+        });
+        let answer = connection.ask(&[cmd("PING")], Duration::from_secs(60));
+        assert!(matches!(&answer, Err(Failure::Io(error)) if error.to_string().contains("no end")), "{answer:?}");
+        drop(connection);
+        let sent = server.join().expect("it only writes");
+        assert!(sent < LARGEST / 10, "a null of 3 bytes takes more: {sent}");
+    }
+}
