@@ -123,7 +123,7 @@ fn a_writer_gets_the_key_although_readers_keep_coming(store: &Store) {
 /// sleeps while the key is free.
 fn in_time(store: &Store, options: &[&str]) -> Done {
     // Less than the time after which a waiter looks by itself.
-    const LIMIT: Duration = Duration::from_secs(8);
+    const LIMIT: Duration = Duration::from_secs(10);
     let mut run = Running::start(&mut store.dlock(&[&["run", "k"], options, &["--", "true"]].concat()));
     let start = Instant::now();
     wait_for("the end of a run", || {

@@ -32,11 +32,15 @@ on_file_and_redis![
 /// How long one who could take the key may leave it lying. What takes less time did not wait for that.
 const OFFER: Duration = Duration::from_secs(1);
 
+/// How long it takes until one who waits looks by itself, and then until those ahead of it have let their offers
+/// go by. Only where nobody sees that two of them, one behind the other, are frozen.
+const LOOKED: Duration = Duration::from_secs(22);
+
 /// How long a test looks on where nothing may happen: longer than a ttl of `SHORT` and than `OFFER`.
 const STILL: Duration = Duration::from_millis(1500);
 
-/// The shortest ttl.
-const SHORT: [&str; 2] = ["--ttl", "500ms"];
+/// A short ttl, and long enough to be renewed in time on a machine that does other things, too.
+const SHORT: [&str; 2] = ["--ttl", "1s"];
 
 fn names(count: usize) -> Vec<String> {
     (1..=count).map(|number| format!("w{number}")).collect()
@@ -365,8 +369,10 @@ fn frozen_waiters_at_the_head_of_the_queue_do_not_hold_up_those_behind_for_ever(
     for waiter in &frozen {
         waiter.signal(Signal::SIGSTOP);
     }
+    let start = Instant::now();
     holder.finish().is(0, "", "");
     next.finish().is(0, "", "");
+    assert!(start.elapsed() < LOOKED, "{:?}", start.elapsed());
     for waiter in frozen {
         waiter.signal(Signal::SIGCONT);
         waiter.finish().is(0, "", "");
