@@ -275,7 +275,8 @@ fn tls_and_no_tls_that_meet_are_a_clear_line() {
         let plain = Store::new().at(&format!("redis://{}:{TLS_PORT}", server.host));
         try_run(&plain).says(69, &["redis at"]);
         let ca = server.path("ca.pem");
-        let tls = Store::new().at(&format!("rediss://{}:{}?ca={}", server.host, server.port(), ca.display()));
+        let tls =
+            Store::new().at(&format!("rediss://{}:{}?ca={}", server.host, crate::support::redis::PORT, ca.display()));
         try_run(&tls).says(69, &["redis at"]);
     }
 }
@@ -326,7 +327,7 @@ fn a_password_in_a_file_is_in_no_message() {
     for program in [REDIS, VALKEY].into_iter().filter(|program| has(program)) {
         let server = Server::start(program, &["--rename-command", "AUTH", ""]);
         let store = Store::on(server);
-        let host = format!("{}:{}", store.server().host, store.server().port());
+        let host = format!("{}:{}", store.server().host, crate::support::redis::PORT);
         let files = [
             (77, format!("redis://:{SECRET}@{host}")),
             (77, format!("redis://bob:{SECRET}@{host}/1")),

@@ -22,7 +22,7 @@ struct Monitor {
 
 impl Monitor {
     fn on(server: &Server) -> Self {
-        let mut stream = TcpStream::connect((&*server.host, server.port())).expect("it listens");
+        let mut stream = TcpStream::connect((&*server.host, crate::support::redis::PORT)).expect("it listens");
         stream.write_all(b"MONITOR\r\n").expect("it listens");
         let mut reader = BufReader::new(stream.try_clone().expect("a descriptor"));
         let mut ok = String::new();

@@ -159,7 +159,7 @@ fn what_may_pass_is_tried_for_the_store_timeout() {
 fn a_replica_is_never_asked_for_a_lock() {
     for program in [REDIS, VALKEY].into_iter().filter(|program| has(program)) {
         let master = Server::start(program, &["--repl-diskless-sync-delay", "0"]);
-        let port = master.port().to_string();
+        let port = crate::support::redis::PORT.to_string();
         let replica = Store::on(Server::start(program, &["--replicaof", &master.host, &port]));
         wait_for("the replica to follow", || info(&replica, "replication").contains("master_link_status:up"));
         refused(&replica, 69, &["READONLY"]);
@@ -220,7 +220,7 @@ fn a_node_of_a_cluster_is_bad_configuration() {
         let list = || store.run(&["status", "--store-timeout", PATIENCE]);
         check(&list(), 69, &["CLUSTERDOWN"]);
         there.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
-        store.server().ask(&["CLUSTER", "MEET", &there.host, &there.port().to_string()]);
+        store.server().ask(&["CLUSTER", "MEET", &there.host, &crate::support::redis::PORT.to_string()]);
         let served =
             |store: &Store| matches!(store.server().ask(&["CLUSTER", "SLOTS"]), Value::Array(s) if !s.is_empty());
         wait_for("the other node's slots", || served(&store));

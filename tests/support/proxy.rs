@@ -47,7 +47,8 @@ struct State {
 
 impl Proxy {
     pub(crate) fn to(server: &Server) -> Self {
-        let traffic = Traffic { server: format!("{}:{}", server.host, server.port()), state: Mutex::default() };
+        let traffic =
+            Traffic { server: format!("{}:{}", server.host, crate::support::redis::PORT), state: Mutex::default() };
         let proxy = Self { host: new_host(), traffic: Arc::new(traffic) };
         proxy.listen();
         proxy

@@ -81,11 +81,6 @@ impl Server {
         server
     }
 
-    /// Its port.
-    pub(crate) fn port(&self) -> u16 {
-        PORT
-    }
-
     /// The URL of its store.
     pub(crate) fn url(&self) -> String {
         format!("redis://{}:{PORT}", self.host)

@@ -350,7 +350,7 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().expect("two sockets");
         let socket = Socket::from(OwnedFd::from(ours));
         let stream = Stream::Plain(Wire { socket, until: Moment::now() });
-        let mut connection = Connection { stream, parser: Parser::new() };
+        let mut connection = Connection { stream, parser: Parser::new(), room: LARGEST };
         let server = thread::spawn(move || {
             let nulls = b"_\r\n".repeat(1000);
             let mut sent = theirs.write(b"*99999999999\r\n").expect("we listen");
