@@ -14,6 +14,9 @@ use crate::store::{Store, Watch};
 /// A command that is over sooner needs nobody to listen for an unlock.
 const LISTEN_AFTER: Duration = Duration::from_millis(500);
 
+/// If no more time is left, there is no further try: what one meets that is cut short says nothing.
+const TOO_SHORT: Duration = Duration::from_millis(100);
+
 /// The thread that keeps a lease.
 pub(super) struct Heart {
     pub(super) store: Arc<dyn Store>,
@@ -70,7 +73,8 @@ impl Heart {
                     let place = self.store.describe();
                     return self.tell(Event::Lost(format!("{place} does not know this lease any more")));
                 }
-                Err(error) if stop_at(deadline).left().is_zero() => {
+                Err(error) if stop_at(deadline).left() < TOO_SHORT => {
+                    thread::sleep(stop_at(deadline).left());
                     let silent = Moment::now().since(answered);
                     // In milliseconds only where seconds would say nothing.
                     let silent = if silent < Duration::from_secs(10) {
@@ -84,7 +88,7 @@ impl Heart {
                 Err(error) => {
                     log::info!("cannot renew '{}': {error}; trying again", self.key);
                     failed += 1;
-                    pause(PAUSE.min(self.beat / 2).min(stop_at(deadline).left()));
+                    pause(PAUSE.min(self.beat / 2).min(stop_at(deadline).left() / 2));
                 }
             }
         }

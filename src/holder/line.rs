@@ -20,6 +20,9 @@ const FIRST: Duration = Duration::from_millis(800);
 /// How long leaving the queue may take: half of it for a request that is on its way, half for our own.
 const LEAVE: Duration = Duration::from_millis(800);
 
+/// How long the last request may take, be the time for it over: what it meets is what the user reads.
+const LAST: Duration = Duration::from_millis(200);
+
 /// An answer of the store, and when it was asked.
 type Dated = Result<(Answer, Moment), StoreError>;
 
@@ -205,7 +208,7 @@ fn wait_in_line(mut asker: Asker, patience: Duration, line: &Line, tell: &dyn Fn
             }
             line.asking = true;
         }
-        let answer = asker.ask(REQUEST.min(left).max(Duration::from_millis(10)));
+        let answer = asker.ask(REQUEST.min(left.max(LAST)));
         let mut state = line.lock();
         state.asking = false;
         line.replied.notify_all();

@@ -124,6 +124,19 @@ fn one_who_waits_and_is_shut_out_says_so() {
 }
 
 #[test]
+fn a_lease_that_is_not_renewed_is_lost_in_the_servers_words() {
+    on_both(|store| {
+        let url = with_user(store, "h", &["+@all", "~*"]);
+        let mut holder = Store::new().at(&url).holding("k", &["--ttl", "1s"], "echo ready; cat >/dev/null");
+        store.server().ask(&["ACL", "SETUSER", "h", "-evalsha"]);
+        holder.child.wait().expect("it ends");
+        let done = holder.finish();
+        let first = done.stderr.lines().next().unwrap_or_default();
+        assert!(done.status.code() == Some(76) && first.contains("lost 'k'") && first.contains("NOPERM"), "{done:#?}");
+    });
+}
+
+#[test]
 fn a_server_that_still_loads_is_waited_for() {
     on_each(&["--key-load-delay", "4000", "--loading-process-events-interval-bytes", "1024"], |store| {
         store.server().ask(&["EVAL", "for at = 1, 400 do redis.call('SET', at, string.rep('x', 100)) end", "0"]);
