@@ -150,6 +150,7 @@ fn those_who_wait_and_those_who_do_not_leave_nothing_lying(store: &Store) {
         let status = store.status("k");
         assert!(status["holders"] == serde_json::json!([]) && status["queue"] == serde_json::json!([]), "{status:#}");
     }
+    assert_eq!(store.leftovers(), [""; 0]);
 }
 
 /// One run of the test below, as the journal and its exit code tell of it.

@@ -139,6 +139,18 @@ impl Store {
         self.key_file(key).exists()
     }
 
+    /// What it has besides what stays of a key that was held.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        #[cfg(feature = "redis")]
+        if let Some(server) = &self.server {
+            let stays = |name: &String| ["record", "events", "index"].iter().any(|part| name.ends_with(part));
+            return server.keys().into_iter().filter(|name| !stays(name)).collect();
+        }
+        let entries = fs::read_dir(self.path("locks")).expect("keys were held");
+        let names = entries.map(|entry| entry.expect("it can be listed").file_name().to_string_lossy().into_owned());
+        names.filter(|name| !name.ends_with(".lock")).collect()
+    }
+
     /// What status calls it.
     pub(crate) fn identity(&self) -> String {
         #[cfg(feature = "redis")]
