@@ -253,16 +253,15 @@ fn a_command_that_an_administrator_took_away_is_a_refusal() {
 }
 
 #[test]
-fn a_key_of_another_kind_is_not_touched() {
+fn a_key_of_another_kind_is_not_touched_and_no_lease_is_left() {
     on_both(|store| {
-        for part in ["record", "queue", "waiters", "life"] {
-            let name = format!("dlock:{{k}}:{part}");
+        for name in ["dlock:{k}:record", "dlock:{k}:queue", "dlock:{k}:life", "dlock:{k}:events", "dlock:index"] {
             store.server().ask(&["FLUSHALL"]);
-            store.server().ask(&["SET", &name, "mine"]);
-            if part != "waiters" {
-                refused(store, 78, &["not dlock's", "?prefix="]);
-            }
-            assert_eq!(store.server().ask(&["GET", &name]), Value::BulkString(b"mine".into()));
+            store.server().ask(&["SET", name, "mine"]);
+            refused(store, 78, &["not dlock's", "?prefix="]);
+            assert_eq!(store.server().ask(&["GET", name]), Value::BulkString(b"mine".into()));
+            store.server().ask(&["DEL", name]);
+            store.run(&["run", "k", "-n", "--", "echo", "in"]).is(0, "in\n", "");
         }
     });
 }

@@ -421,17 +421,18 @@ for field, value in pairs(changed) do
   writes[#writes + 1], writes[#writes + 2] = field, value
 end
 if #writes > 0 and not fields.layout then writes[#writes + 1], writes[#writes + 2] = 'layout', int(LAYOUT) end
-in_batches('HDEL', gone)
-in_batches('HSET', writes)
-if #writes > 0 then call('EXPIRE', record, KEPT) end
-if #noted > 0 then
-  call('LPUSH', events, unpack(noted, math.max(1, #noted - MAX_EVENTS + 1)))
-  call('LTRIM', events, 0, MAX_EVENTS - 1)
-  call('EXPIRE', events, KEPT)
-end
+-- What is refused for one of these leaves no lease behind.
 if counts.grants and index then
   call('ZADD', index, int(now), ARGV[4])
   call('ZREMRANGEBYSCORE', index, '-inf', int(now - KEPT * 1000000))
   call('EXPIRE', index, KEPT)
 end
+if #noted > 0 then
+  call('LPUSH', events, unpack(noted, math.max(1, #noted - MAX_EVENTS + 1)))
+  call('LTRIM', events, 0, MAX_EVENTS - 1)
+  call('EXPIRE', events, KEPT)
+end
+in_batches('HDEL', gone)
+in_batches('HSET', writes)
+if #writes > 0 then call('EXPIRE', record, KEPT) end
 return answer
