@@ -20,8 +20,8 @@ const FIRST: Duration = Duration::from_millis(800);
 /// How long leaving the queue may take: half of it for a request that is on its way, half for our own.
 const LEAVE: Duration = Duration::from_millis(800);
 
-/// How long the last request may take, be the time for it over: what it meets is what the user reads.
-const LAST: Duration = Duration::from_millis(200);
+/// If less time is left, there is no further request: what one meets that is cut short says nothing.
+const TOO_SHORT: Duration = Duration::from_millis(200);
 
 /// An answer of the store, and when it was asked.
 type Dated = Result<(Answer, Moment), StoreError>;
@@ -208,7 +208,7 @@ fn wait_in_line(mut asker: Asker, patience: Duration, line: &Line, tell: &dyn Fn
             }
             line.asking = true;
         }
-        let answer = asker.ask(REQUEST.min(left.max(LAST)));
+        let answer = asker.ask(REQUEST.min(left.max(TOO_SHORT)));
         let mut state = line.lock();
         state.asking = false;
         line.replied.notify_all();
@@ -223,12 +223,13 @@ fn wait_in_line(mut asker: Asker, patience: Duration, line: &Line, tell: &dyn Fn
             Err(error) if error.trouble == Trouble::Unreachable => {
                 state.queued = false;
                 let silent = *silent.get_or_insert_with(|| asker.unanswered.unwrap_or_else(Moment::now));
-                if silent.after(patience).left().is_zero() {
+                let left = silent.after(patience).left();
+                if left < TOO_SHORT {
                     state.answer = Some(Err(gave_up(&error, patience)));
                     return;
                 }
                 drop(state);
-                pause(PAUSE.min(silent.after(patience).left()));
+                pause(PAUSE.min(left - TOO_SHORT));
             }
             answer => {
                 state.answer = Some(answer);
