@@ -204,6 +204,23 @@ fn a_server_without_memory_or_disk_says_so_and_keeps_nothing() {
 }
 
 #[test]
+fn a_server_that_ran_full_keeps_the_locks_that_it_has() {
+    on_both(|store| {
+        let mut holder = store.holding("k", &["--ttl", "1s"], "echo ready; cat >/dev/null");
+        let waiter = store.waiting("k", &[], "echo in");
+        store.server().ask(&["CONFIG", "SET", "maxmemory", "100kb"]);
+        let renewals = || store.server().calls("evalsha");
+        let before = renewals();
+        check(&store.run(&["run", "other", "-n", "--store-timeout", PATIENCE, "--", "echo", "in"]), 69, &["OOM"]);
+        // A beat is a quarter of a second.
+        wait_for("more renewals than a lease has", || renewals() > before + 12);
+        holder.close_stdin();
+        holder.finish().is(0, "", "");
+        waiter.finish().is(0, "in\n", "");
+    });
+}
+
+#[test]
 fn a_server_that_is_full_is_tried_until_it_has_room() {
     on_each(&["--maxclients", "2"], |store| {
         let guests = [store.server().connection(), store.server().connection()];

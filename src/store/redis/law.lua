@@ -341,6 +341,10 @@ local function unlock(force, leases)
   return {'unlocked', ended, told}
 end
 
+-- A server without memory lets a script go on that has written already, if that needed none. So a lease that is
+-- there can be renewed and given back.
+if op ~= 'acquire' and #raw > 0 then redis.call('EXPIRE', record, KEPT) end
+
 local answer, caller
 if op == 'acquire' then
   local ask = cjson.decode(ARGV[3])
