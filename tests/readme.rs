@@ -79,6 +79,14 @@ fn the_examples_for_redis_run_to_their_end() {
     });
 }
 
+#[cfg(feature = "redis")]
+#[test]
+fn the_rule_for_a_redis_user_is_the_one_that_is_tested() {
+    let blocks = blocks("acl");
+    let expected = format!("ACL SETUSER dlock on >PASSWORD {}\n", crate::redis::access::RULE);
+    assert_eq!(blocks, [expected]);
+}
+
 #[test]
 fn exactly_two_commands_set_everything_up() {
     let text = readme();

@@ -1,6 +1,6 @@
 //! What is particular to Redis and Valkey servers. What they share with other stores stands with the topic.
 
-mod access;
+pub(crate) mod access;
 mod cost;
 mod freeze;
 mod network;

@@ -343,7 +343,7 @@ end
 
 -- A server without memory lets a script go on that has written already, if that needed none. So a lease that is
 -- there can be renewed and given back.
-if op ~= 'acquire' and #raw > 0 then redis.call('EXPIRE', record, KEPT) end
+if op ~= 'acquire' and #raw > 0 then call('EXPIRE', record, KEPT) end
 
 local answer, caller
 if op == 'acquire' then
@@ -438,5 +438,5 @@ if #noted > 0 then
 end
 in_batches('HDEL', gone)
 in_batches('HSET', writes)
-if #writes > 0 then call('EXPIRE', record, KEPT) end
+if #writes > 0 and op == 'acquire' then call('EXPIRE', record, KEPT) end
 return answer
