@@ -229,7 +229,7 @@ fn wait_in_line(mut asker: Asker, patience: Duration, line: &Line, tell: &dyn Fn
                     return;
                 }
                 drop(state);
-                pause(PAUSE.min(left - TOO_SHORT));
+                pause(PAUSE.min(left.saturating_sub(TOO_SHORT)));
             }
             answer => {
                 state.answer = Some(answer);
