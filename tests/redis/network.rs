@@ -148,8 +148,10 @@ fn who_is_cut_off_for_longer_than_the_ttl_ends_its_tree_before_the_lease() {
         let next = near.waiting("k", &BOUNDED, "date +%s%6N");
         await_beat(near);
         proxy.drop_all();
-        let gone = far.await_end_of_tree();
+        let beats = proxy.seen("renew");
+        wait_for("a beat that is dropped", || proxy.seen("renew") > beats);
         let end = lease_end(near);
+        let gone = far.await_end_of_tree();
         assert!(gone <= end, "the tree lived for {:?} too long", gone.duration_since(end));
         tree.is_gone();
         let started = next.finish().stdout;
@@ -158,6 +160,7 @@ fn who_is_cut_off_for_longer_than_the_ttl_ends_its_tree_before_the_lease() {
         let done = tree.dlock.finish();
         assert_eq!(done.status.code(), Some(76), "{done:#?}");
         assert!(done.stderr.starts_with("dlock: lost 'k': no answer for "), "{done:#?}");
+        assert!(!done.stderr.contains("within 1ms"), "a store is given a chance: {done:#?}");
     });
 }
 

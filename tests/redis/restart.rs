@@ -64,6 +64,17 @@ fn a_server_that_comes_back_without_the_lease_ends_the_run_and_its_fences_still_
 }
 
 #[test]
+fn a_run_that_ends_when_its_lease_was_forgotten_says_so() {
+    on_both_with(&[], |store| {
+        let (holder, fence) = hold(store, &[]);
+        restart(store);
+        // It has not had a beat since. Nobody knows what the key has seen meanwhile.
+        holder.finish().says(76, &["lost 'k' while the command ran"]);
+        assert!(next_fence(store) > fence);
+    });
+}
+
+#[test]
 fn fences_rise_also_after_a_flushall() {
     on_both(|store| {
         let before = next_fence(store);
@@ -79,7 +90,7 @@ fn a_run_whose_lease_was_flushed_is_ended() {
         let (mut holder, _) = hold(store, &["--ttl", "2"]);
         store.server().ask(&["FLUSHALL"]);
         assert_eq!(holder.read_line(), None, "the command is stopped without being asked");
-        holder.finish().says(76, &["lost 'k'"]);
+        holder.finish().says(76, &["lost 'k'", "does not know this lease any more; stopping the command"]);
     });
 }
 

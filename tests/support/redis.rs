@@ -196,6 +196,11 @@ impl Store {
         self.server.as_mut().expect("a store on a server")
     }
 
+    /// What its keys in a server begin with.
+    pub(crate) fn prefix(&self) -> &str {
+        self.url.split_once("prefix=").map_or("dlock", |(_, prefix)| prefix)
+    }
+
     /// The same with another URL.
     pub(crate) fn at(mut self, url: &str) -> Self {
         self.url = url.into();
