@@ -114,7 +114,7 @@ fn a_holder_that_does_not_stop_in_time_is_told_of_and_keeps_the_key(store: &Stor
 
 fn a_frozen_holder_keeps_the_key_until_it_is_forced(store: &Store) {
     let holder = store.hold("k");
-    holder.signal(Signal::SIGSTOP);
+    holder.freeze();
     store.run(&["unlock", "k", "--yes", "-w", "0.2s"]).says(75, &["'k' was told to stop"]);
     store.run(&["unlock", "k", "--yes", "--force"]).is(0, "", "");
     store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");

@@ -206,7 +206,7 @@ fn a_killed_waiter_is_passed_over(store: &Store) {
     // Now one that dies when the key is offered to it.
     holder = waiters.remove(0);
     let frozen = waiters.remove(0);
-    frozen.signal(Signal::SIGSTOP);
+    frozen.freeze();
     let start = Instant::now();
     holder.finish().is(0, "", "");
     frozen.signal(Signal::SIGKILL);
@@ -243,7 +243,7 @@ fn a_signal_that_came_before_the_key_keeps_the_command_from_starting(store: &Sto
     for attempt in 0..TRIES {
         let holder = store.hold("k");
         let waiter = store.waiting("k", &[], &journal.visit("waiter", ":"));
-        waiter.signal(Signal::SIGSTOP);
+        waiter.freeze();
         waiter.signal(Signal::SIGTERM);
         holder.finish().is(0, "", "");
         waiter.signal(Signal::SIGCONT);
@@ -276,7 +276,7 @@ fn a_frozen_waiter_is_passed_over_after_a_second_and_waits_again(store: &Store) 
     let mut waiters = line_up(store, &journal, &names(3)).into_iter();
     let (frozen, second, third) = (waiters.next(), waiters.next(), waiters.next());
     let (frozen, second, third) = (frozen.expect("w1"), second.expect("w2"), third.expect("w3"));
-    frozen.signal(Signal::SIGSTOP);
+    frozen.freeze();
     let start = Instant::now();
     holder.finish().is(0, "", "");
     journal.await_entry("w2");
@@ -367,7 +367,7 @@ fn frozen_waiters_at_the_head_of_the_queue_do_not_hold_up_those_behind_for_ever(
     let next = Running::start(&mut store.dlock(&["run", "k", "--", "true"]));
     store.await_waiting("k", 3);
     for waiter in &frozen {
-        waiter.signal(Signal::SIGSTOP);
+        waiter.freeze();
     }
     let start = Instant::now();
     holder.finish().is(0, "", "");

@@ -304,6 +304,14 @@ impl Running {
         kill(self.pid(), signal).expect("it runs");
     }
 
+    /// Stops it, and waits until that is done: until its first thread stops, the others may run.
+    #[track_caller]
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        let pid = self.pid().as_raw();
+        wait_for(&format!("{pid} to stop"), || state(pid) == Some('T'));
+    }
+
     /// Reads lines until one is `line`; the test fails if there is none.
     #[track_caller]
     pub(crate) fn await_line(&mut self, line: &str) {
