@@ -15,7 +15,7 @@ use crate::store::{Store, Watch};
 const LISTEN_AFTER: Duration = Duration::from_millis(500);
 
 /// If no more time is left, there is no further try: what one meets that is cut short says nothing.
-const TOO_SHORT: Duration = Duration::from_millis(100);
+const TOO_SHORT: Duration = Duration::from_millis(50);
 
 /// The thread that keeps a lease.
 pub(super) struct Heart {

@@ -148,7 +148,7 @@ impl Store {
         }
         let entries = fs::read_dir(self.path("locks")).expect("keys were held");
         let names = entries.map(|entry| entry.expect("it can be listed").file_name().to_string_lossy().into_owned());
-        names.filter(|name| !name.ends_with(".lock")).collect()
+        names.filter(|name| Path::new(name).extension().is_none_or(|kind| kind != "lock")).collect()
     }
 
     /// What status calls it.
