@@ -40,8 +40,8 @@ pub(crate) struct Store {
     server: Option<redis::Server>,
 }
 
-/// Makes tests of promises, one for each store: `fn promise(store: &Store)` is named in a list, or stands as a
-/// test in the macro. One whose server is not installed is skipped by name.
+/// Makes tests of promises, one for each store: of each `fn promise(store: &Store)` that is named. One whose
+/// server is not installed is skipped by name.
 macro_rules! on_every_store {
     ($($promise:ident),+ $(,)?) => {
         $(mod $promise {
@@ -53,10 +53,6 @@ macro_rules! on_every_store {
                 $crate::support::redis::on_a_server($crate::support::redis::VALKEY, super::$promise);
             }
         })+
-    };
-    ($($(#[doc = $doc:literal])* #[test] fn $promise:ident($store:ident: &Store) $body:block)+) => {
-        $($(#[doc = $doc])* fn $promise($store: &Store) $body)+
-        $crate::support::on_every_store!($($promise),+);
     };
 }
 pub(crate) use on_every_store;
@@ -162,6 +158,7 @@ impl Store {
 
     /// Waits until a holder listens to what becomes of its lease, which it does once its command has run for a
     /// while. On a server nobody else may wait.
+    #[cfg_attr(not(feature = "redis"), expect(clippy::unused_self, reason = "it may be a server that knows"))]
     pub(crate) fn await_listening(&self, holder: &Running) {
         let listens = || {
             #[cfg(feature = "redis")]
