@@ -225,6 +225,9 @@ fn wait_in_line(mut asker: Asker, patience: Duration, line: &Line, tell: &dyn Fn
                 let silent = *silent.get_or_insert_with(|| asker.unanswered.unwrap_or_else(Moment::now));
                 let left = silent.after(patience).left();
                 if left < TOO_SHORT {
+                    drop(state);
+                    thread::sleep(left);
+                    let mut state = line.lock();
                     state.answer = Some(Err(gave_up(&error, patience)));
                     return;
                 }
