@@ -11,7 +11,13 @@ use nix::sys::signal::Signal::{
 use nix::sys::signal::{kill, killpg};
 use nix::unistd::Pid;
 
-use crate::support::{DLOCK, Done, Running, Store, command, finish, skipped, state, wait_for};
+use crate::support::{DLOCK, Done, Running, Store, command, finish, on_file_and_redis, skipped, state, wait_for};
+
+on_file_and_redis![
+    a_signal_to_dlock_alone_reaches_the_command_once_and_by_its_name,
+    the_command_decides_what_a_signal_does,
+    a_signal_at_any_moment_ends_a_run_whose_command_does_not_object,
+];
 
 /// What dlock passes on and a command may die of.
 const DEADLY: [Signal; 6] = [SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGINT];
@@ -71,10 +77,8 @@ fn hears(dlock: &mut Running, signal: Signal) {
     assert_eq!(dlock.read_line().as_deref(), Some(signal.as_str()));
 }
 
-#[test]
-fn a_signal_to_dlock_alone_reaches_the_command_once_and_by_its_name() {
-    let store = Store::new();
-    let (mut dlock, listener) = listening(&mut job(&store, &["perl", "-e", LISTENER]));
+fn a_signal_to_dlock_alone_reaches_the_command_once_and_by_its_name(store: &Store) {
+    let (mut dlock, listener) = listening(&mut job(store, &["perl", "-e", LISTENER]));
     for _ in 0..ROUNDS {
         for signal in DEADLY.into_iter().chain([SIGWINCH]) {
             dlock.signal(signal);
@@ -113,21 +117,19 @@ fn a_signal_to_the_whole_process_group_reaches_a_command_that_left_it() {
     end(dlock, listener);
 }
 
-#[test]
-fn the_command_decides_what_a_signal_does() {
-    let store = Store::new();
+fn the_command_decides_what_a_signal_does(store: &Store) {
     for signal in DEADLY {
-        let (dlock, _) = listening(&mut job(&store, &["sh", "-c", "echo $$; exec sleep 60"]));
+        let (dlock, _) = listening(&mut job(store, &["sh", "-c", "echo $$; exec sleep 60"]));
         dlock.signal(signal);
         dlock.finish().died_of(signal);
     }
     let exit = r#"$SIG{TERM} = sub { exit 5 }; syswrite STDOUT, "$$\n"; sleep 60"#;
-    let (dlock, _) = listening(&mut job(&store, &["perl", "-e", exit]));
+    let (dlock, _) = listening(&mut job(store, &["perl", "-e", exit]));
     dlock.signal(SIGTERM);
     dlock.finish().is(5, "", "");
 
     let stubborn = format!("$SIG{{TERM}} = 'IGNORE'; {}", LISTENER.replace("qw(TERM ", "qw("));
-    let (mut dlock, listener) = listening(&mut job(&store, &["perl", "-e", &stubborn]));
+    let (mut dlock, listener) = listening(&mut job(store, &["perl", "-e", &stubborn]));
     for _ in 0..3 {
         dlock.signal(SIGTERM);
         dlock.signal(SIGUSR1);
@@ -137,11 +139,9 @@ fn the_command_decides_what_a_signal_does() {
     end(dlock, listener);
 }
 
-#[test]
-fn a_signal_at_any_moment_ends_a_run_whose_command_does_not_object() {
-    let store = Store::new();
+fn a_signal_at_any_moment_ends_a_run_whose_command_does_not_object(store: &Store) {
     for moment in 0..MOMENTS {
-        let dlock = Running::start(&mut job(&store, &["sleep", "60"]));
+        let dlock = Running::start(&mut job(store, &["sleep", "60"]));
         sleep(LIFE * moment / MOMENTS);
         let signal = DEADLY[moment as usize / 2 % DEADLY.len()];
         let start = Instant::now();
