@@ -109,7 +109,7 @@ pub struct Run {
     /// How deep the lease may be entered again by runs inside [default: 16]
     #[arg(long, value_name = "N", help_heading = "Lease", allow_negative_numbers = true)]
     pub max_reentry: Option<u32>,
-    /// Shown by status and history (or DLOCK_NOTE)
+    /// Shown by status (or DLOCK_NOTE)
     #[arg(long, value_name = "TEXT", help_heading = "Lease")]
     pub note: Option<String>,
 

@@ -20,6 +20,10 @@ use crate::output::Verbosity;
 use crate::store::Url;
 use crate::sys;
 
+/// The variables that name the store: its URL, or a file that holds the URL.
+const URL: &str = "DLOCK_STORE";
+const URL_FILE: &str = "DLOCK_STORE_FILE";
+
 /// The shortest ttl: a beat must be longer than the pauses of a loaded machine.
 const MIN_TTL: Duration = Duration::from_millis(500);
 
@@ -35,8 +39,8 @@ pub struct Settings {
     pub store: Url,
     /// Whether nobody named it.
     pub is_default: bool,
-    /// The variable that names the store for commands inside, and its value.
-    pub handed_on: (&'static str, OsString),
+    /// The variables that name the store for commands inside, and their values; one of them has none.
+    pub handed_on: [(&'static str, Option<OsString>); 2],
     /// How long to try a store that cannot be reached.
     pub store_timeout: Duration,
 }
@@ -90,63 +94,75 @@ impl Settings {
             Some(text) => positive("--store-timeout", text)?,
             None => Duration::from_secs(10),
         };
-        let variable = |name| env::var_os(name).filter(|value| !value.is_empty());
-        let named = match (&global.store, &global.store_file) {
-            // One may stand before the verb and one behind it.
-            (Some(_), Some(_)) => return Err(Failure::usage("--store and --store-file cannot be used together")),
-            (Some(url), _) => Some((url.clone(), None)),
-            (None, Some(file)) => Some((file.clone(), Some(()))),
-            (None, None) => match (variable("DLOCK_STORE"), variable("DLOCK_STORE_FILE")) {
-                (Some(_), Some(_)) => {
-                    return Err(config("DLOCK_STORE and DLOCK_STORE_FILE are both set; unset one of them"));
-                }
-                (Some(url), None) => Some((url, None)),
-                (None, Some(file)) => Some((file, Some(()))),
-                (None, None) => None,
-            },
-        };
+        let named = Named::find(global)?;
         // One that was deleted matters to a relative path only, and then the store cannot be opened.
         let here = env::current_dir().unwrap_or_default();
         let is_default = named.is_none();
-        let (store, handed_on) = match named {
-            Some((url, None)) => {
-                let store = url_of(&url, &here)?;
-                let text = store.text();
-                (store, ("DLOCK_STORE", text))
-            }
-            Some((file, Some(()))) => {
-                let file = here.join(file);
-                (from_file(&file, &here)?, ("DLOCK_STORE_FILE", file.into_os_string()))
-            }
-            None => {
-                let store = Url::File(default_directory()?);
-                let text = store.text();
-                (store, ("DLOCK_STORE", text))
-            }
+        let store = match &named {
+            Some(Named::Url(url, whence)) => url_of(url, &here).map_err(|why| config(format!("{whence}: {why}")))?,
+            Some(Named::File(file)) => from_file(&here.join(file), &here)?,
+            None => Url::File(default_directory()?),
+        };
+        let handed_on = match named {
+            Some(Named::File(file)) => [(URL, None), (URL_FILE, Some(here.join(file).into_os_string()))],
+            _ => [(URL, Some(store.text())), (URL_FILE, None)],
         };
         Ok(Self { store, is_default, handed_on, store_timeout })
+    }
+}
+
+/// How somebody named the store.
+enum Named {
+    /// By its URL, and where that stands.
+    Url(OsString, &'static str),
+    /// By a file that holds the URL.
+    File(OsString),
+}
+
+impl Named {
+    fn find(global: &cli::Global) -> Result<Option<Self>, Failure> {
+        match (&global.store, &global.store_file) {
+            // One may stand before the verb and one behind it.
+            (Some(_), Some(_)) => return Err(Failure::usage("--store and --store-file cannot be used together")),
+            (Some(url), None) => return Ok(Some(Self::Url(url.clone(), "--store"))),
+            (None, Some(file)) => return Ok(Some(Self::File(file.clone()))),
+            (None, None) => {}
+        }
+        let (url, file) = (env::var_os(URL), env::var_os(URL_FILE));
+        for (name, value) in [(URL, &url), (URL_FILE, &file)] {
+            // A secret that a pipeline did not get would make a lock of this machine alone.
+            if value.as_ref().is_some_and(|value| value.is_empty()) {
+                return Err(config(format!("{name} is set, but empty; unset it to lock on this machine alone")));
+            }
+        }
+        match (url, file) {
+            (Some(_), Some(_)) => Err(config(format!("{URL} and {URL_FILE} are both set; unset one of them"))),
+            (Some(url), None) => Ok(Some(Self::Url(url, URL))),
+            (None, Some(file)) => Ok(Some(Self::File(file))),
+            (None, None) => Ok(None),
+        }
     }
 }
 
 /// Without the value that is handed on, which may hold a password.
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { store, is_default, handed_on: (variable, _), store_timeout } = self;
+        let Self { store, is_default, handed_on: _, store_timeout } = self;
         let mut shown = f.debug_struct("Settings");
-        shown.field("store", store).field("is_default", is_default).field("handed_on", variable);
-        shown.field("store_timeout", store_timeout).finish()
+        shown.field("store", store).field("is_default", is_default).field("store_timeout", store_timeout);
+        shown.finish_non_exhaustive()
     }
 }
 
-fn url_of(text: &OsStr, here: &Path) -> Result<Url, Failure> {
+fn url_of(text: &OsStr, here: &Path) -> Result<Url, String> {
     if let Some(text) = text.to_str() {
-        return Url::parse(text, here).map_err(config);
+        return Url::parse(text, here).map_err(|error| error.to_string());
     }
     // A directory may have any name.
     let bytes = std::os::unix::ffi::OsStrExt::as_bytes(text);
     match bytes.strip_prefix(b"file:") {
         Some(path) => Ok(Url::File(here.join(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(path)))),
-        None => Err(config("the store's URL is not UTF-8")),
+        None => Err("the URL is not UTF-8".into()),
     }
 }
 
@@ -155,15 +171,17 @@ fn from_file(file: &Path, here: &Path) -> Result<Url, Failure> {
     let text = text.map_err(|error| {
         config(format!("cannot read the store's URL from '{}': {}", file.display(), sys::words(&error)))
     })?;
-    let url = text.trim();
+    let is_wrong = |why: &str| config(format!("'{}': {why}", file.display()));
+    // Some editors begin a file with a mark of its encoding.
+    let url = text.trim_start_matches('\u{feff}').trim();
     if url.is_empty() || url.lines().count() > 1 {
-        return Err(config(format!("'{}' must hold one line, the store's URL", file.display())));
+        return Err(is_wrong("it must hold one line, the store's URL"));
     }
     // It may be a password alone, so it is not repeated.
     if !url.contains(':') {
-        return Err(config(format!("what '{}' holds is no store URL", file.display())));
+        return Err(is_wrong("what it holds is no store URL, as 'redis://HOST' is"));
     }
-    Url::parse(url, here).map_err(config)
+    Url::parse(url, here).map_err(|error| is_wrong(&error.to_string()))
 }
 
 fn default_directory() -> Result<PathBuf, Failure> {

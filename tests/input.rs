@@ -157,7 +157,13 @@ fn a_store_that_cannot_be_understood_is_bad_configuration() {
     run("DLOCK_STORE", "gopher://x:secret@y").says(78, &["no store 'gopher:'"]);
     assert!(!run("DLOCK_STORE", "gopher://x:secret@y").stderr.contains("secret"));
     run("DLOCK_STORE", "/var/tmp/x").says(78, &["'file:/var/tmp/x'"]);
+    run("DLOCK_STORE", "localhost").says(78, &["DLOCK_STORE: ", "'localhost' is no store URL"]);
     run("DLOCK_STORE", "file:").says(78, &["needs a directory"]);
+    run("DLOCK_STORE", "file://host/x").says(78, &["has no host"]);
+    run("DLOCK_STORE", "file:~/x").says(78, &["knows no '~'"]);
+    for name in ["DLOCK_STORE", "DLOCK_STORE_FILE"] {
+        run(name, "").says(78, &[name, "is set, but empty"]);
+    }
     run("DLOCK_STORE_FILE", "/nonexistent").says(78, &["'/nonexistent'"]);
     for (text, words) in [("", "one line"), ("file:a\nfile:b\n", "one line"), ("gopher:x\n", "gopher")] {
         fs::write(store.path("url"), text).expect("a file");
@@ -174,6 +180,24 @@ fn a_store_named_in_a_file_is_handed_on_as_that_file() {
     let mut dlock = store.dlock(&["run", "--store-file", "url", "k", "--", "sh", "-c", &script]);
     let done = finish(dlock.env_remove("DLOCK_STORE").current_dir(store.dir.path()));
     done.is(0, &format!("none {}\nin\n", store.path("url").display()), "");
+}
+
+#[test]
+fn commands_inside_see_the_store_in_one_way_only() {
+    let store = Store::new();
+    let file = store.path("url");
+    // Some editors begin a file with a mark of its encoding.
+    std::fs::write(&file, format!("\u{feff}{}\r\n", store.url())).expect("the test's directory is writable");
+    let file = file.to_string_lossy();
+    let inner = format!("{DLOCK} run k -- sh -c 'echo ${{DLOCK_STORE-none}} ${{DLOCK_STORE_FILE-none}}'");
+    let mut by_url = store.dlock(&["run", "-S", store.url(), "k", "--", "sh", "-c", &inner]);
+    finish(by_url.env_remove("DLOCK_STORE").env("DLOCK_STORE_FILE", &*file)).is(
+        0,
+        &format!("{} none\n", store.url()),
+        "",
+    );
+    let mut by_file = store.dlock(&["run", "--store-file", &file, "k", "--", "sh", "-c", &inner]);
+    finish(&mut by_file).is(0, &format!("none {file}\n"), "");
 }
 
 #[test]

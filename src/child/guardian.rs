@@ -2,7 +2,6 @@
 //! frozen just long enough to take the command's tree with it, so nothing runs on without its lease.
 
 use std::convert::Infallible;
-use std::ffi::OsString;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
@@ -25,7 +24,7 @@ use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getpgid, getpgrp, g
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Program, tree};
+use super::{Environment, Program, tree};
 use crate::clock::Moment;
 use crate::event::{ChildEvent, Status};
 use crate::sys::{self, Change, Inherited};
@@ -33,9 +32,9 @@ use crate::sys::{self, Change, Inherited};
 /// What dlock tells its guardian.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
-    /// Start the command with these additions to its environment. The store's sign of life may come with
-    /// it, to be kept until the tree is gone.
-    Start(Vec<(String, OsString)>),
+    /// Start the command with these changes to its environment. The store's sign of life may come with it, to
+    /// be kept until the tree is gone.
+    Start(Environment),
     /// Kill the tree at this time after boot unless told otherwise before; or never.
     Deadline(Option<Duration>),
     /// Pass this signal to the command.
@@ -195,13 +194,19 @@ impl Guard {
         Ok(())
     }
 
-    fn start(&mut self, program: &Program, env: Vec<(String, OsString)>) -> Result<(), Done> {
+    fn start(&mut self, program: &Program, env: Environment) -> Result<(), Done> {
         if self.is_expired() {
             self.report(ChildEvent::Expired);
             return Err(Done);
         }
         let mut command = Command::new(&program.name);
-        command.args(&program.args).envs(env);
+        command.args(&program.args);
+        for (name, value) in env {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
         self.inherited.hand_to(&mut command);
         let started = command.spawn();
         drop(command);

@@ -39,6 +39,9 @@ pub struct Program {
     pub args: Vec<OsString>,
 }
 
+/// Changes to an environment: variables with their new values, or none to remove them.
+pub type Environment = Vec<(String, Option<OsString>)>;
+
 /// The process that will be the command's parent.
 #[derive(Debug)]
 pub struct Guardian {
@@ -93,14 +96,14 @@ impl Guardian {
         }
     }
 
-    /// Starts the command with `env` added to its environment. The guardian keeps `sign_of_life` until
+    /// Starts the command with `env` changed in its environment. The guardian keeps `sign_of_life` until
     /// the command's tree is gone, and kills the tree at `deadline`.
     ///
     /// # Errors
     /// If the guardian cannot be told.
     pub fn start(
         &self,
-        env: Vec<(String, OsString)>,
+        env: Environment,
         sign_of_life: Option<&OwnedFd>,
         deadline: Option<Deadline>,
         events: &Sender<Event>,

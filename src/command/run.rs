@@ -1,13 +1,12 @@
 //! `dlock run`: the life of a run, from the arguments to the exit code.
 
-use std::ffi::OsString;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 use super::words;
-use crate::child::{Guardian, Outcome, Policy, Verdict};
+use crate::child::{Environment, Guardian, Outcome, Policy, Verdict};
 use crate::cli;
 use crate::config::{Held, RunPlan, Settings};
 use crate::event::{Event, Status};
@@ -45,7 +44,7 @@ pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure
         Acquired::Lease(lease) => {
             // A signal that came meanwhile means: do not start the command.
             if let Some(signal) = asked.signal() {
-                give_back(&plan.key, lease, None);
+                give_back(&plan.key, lease, None, false);
                 return Ok(Ending::Signal(signal as i32));
             }
             attend(&plan, &settings, held, &guardian, lease, &*store, (&sender, &events))
@@ -89,13 +88,13 @@ fn attend(
     (sender, events): (&Sender<Event>, &Receiver<Event>),
 ) -> Result<Ending, Failure> {
     let key = &plan.key;
-    let env = vec![
-        ("DLOCK_KEY".into(), OsString::from(key.as_str())),
-        ("DLOCK_LEASE".into(), lease.id().secret().into()),
-        ("DLOCK_FENCE".into(), lease.fence().to_string().into()),
-        (Held::VARIABLE.into(), held.with(store.identity(), key, lease.id()).into()),
-        (settings.handed_on.0.into(), settings.handed_on.1.clone()),
+    let mut env: Environment = vec![
+        ("DLOCK_KEY".into(), Some(key.as_str().into())),
+        ("DLOCK_LEASE".into(), Some(lease.id().secret().into())),
+        ("DLOCK_FENCE".into(), Some(lease.fence().to_string().into())),
+        (Held::VARIABLE.into(), Some(held.with(store.identity(), key, lease.id()).into())),
     ];
+    env.extend(settings.handed_on.iter().map(|(name, value)| ((*name).into(), value.clone())));
     let started = lease.sign_of_life().map_err(Failure::from).and_then(|sign| {
         let started = guardian.start(env, sign.as_ref(), lease.deadline(), sender);
         let kept = started.and_then(|()| lease.keep(plan.beat, plan.policy.kill_after, sender));
@@ -103,7 +102,7 @@ fn attend(
     });
     if let Err(failure) = started {
         // Nothing of the command is left: without us, its guardian ends it.
-        give_back(key, lease, None);
+        give_back(key, lease, None, false);
         return Err(failure);
     }
     let outcome = guardian.supervise(events, |verdict| announce(plan, verdict));
@@ -112,16 +111,21 @@ fn attend(
         Some(Status::Killed(number)) => model::Ending { signal: Some(number), ..model::Ending::default() },
         None => model::Ending::default(),
     };
-    let yours = give_back(key, lease, Some(&ending));
+    let yours = give_back(key, lease, Some(&ending), outcome.verdict.is_some());
     Ok(conclude(plan, &outcome, yours))
 }
 
-/// Gives the lease back; whether it was still ours.
-fn give_back(key: &model::Key, lease: Lease, ending: Option<&model::Ending>) -> bool {
+/// Gives the lease back; whether it was still ours. If that fails, the user hears of it, unless something
+/// worse `was_told`.
+fn give_back(key: &model::Key, lease: Lease, ending: Option<&model::Ending>, was_told: bool) -> bool {
+    let ttl = lease.deadline().map(|_| lease.ttl());
     match lease.release(ending) {
         Ok(released) => released != Released::NotYours,
+        Err(_) if was_told => true,
         Err(error) => {
-            log::warn!("cannot give '{key}' back: {error}");
+            let by_itself =
+                ttl.map_or_else(String::new, |ttl| format!("; it is free by itself in {}", words::span(ttl)));
+            log::warn!("cannot give '{key}' back: {error}{by_itself}");
             true
         }
     }
@@ -186,7 +190,10 @@ fn busy(plan: &RunPlan, settings: &Settings, store: &dyn Store, holders: &[Hold]
         Some(wait) if !wait.is_zero() && plan.if_fence.is_none() => format!("; gave up after {}", words::span(wait)),
         _ => String::new(),
     };
-    let taken = words::taken(&plan.key, holders, waiting, store.now());
+    let mut taken = words::taken(&plan.key, holders, waiting, store.now());
+    if !holders.is_empty() && plan.mode.fits(holders.iter().map(|hold| hold.mode)) {
+        taken.push_str(", and others wait for it before us");
+    }
     log::warn!("{taken}{}{gave_up}", words::place(settings, store));
     Ending::Code(plan.conflict)
 }
@@ -198,10 +205,11 @@ fn refused(plan: &RunPlan, refusal: Refusal) -> Ending {
             let expected = plan.if_fence.unwrap_or_default();
             log::warn!("'{key}' has fence {fence} and not {expected}: somebody has held it since");
         }
-        Refusal::TooDeep(0) => log::warn!("'{key}' is held by this very job, and may not be entered again"),
-        Refusal::TooDeep(limit) => log::warn!("'{key}' may be entered again at most {limit} deep"),
+        // These are mistakes of the job, which will not go over; so they are told even to `-q`.
+        Refusal::TooDeep(0) => log::error!("'{key}' is held by this very job, and may not be entered again"),
+        Refusal::TooDeep(limit) => log::error!("'{key}' may be entered again at most {limit} deep"),
         Refusal::Narrower(mode) => {
-            log::warn!("'{key}' is held by this very job as {mode}, and cannot be entered as {}", plan.mode);
+            log::error!("'{key}' is held by this very job as {mode}, and cannot be entered as {}", plan.mode);
         }
         Refusal::Lost => {
             log::error!("'{key}' is not held any more by the run around this one; unset DLOCK_HELD to start afresh");

@@ -9,7 +9,7 @@ use super::{PAUSE, pause};
 use crate::clock::{Deadline, Moment};
 use crate::event::Event;
 use crate::model::{Key, LevelId, Renewed, Standing};
-use crate::store::{Store, Watch};
+use crate::store::{Store, Trouble, Watch};
 
 /// A command that is over sooner needs nobody to listen for an unlock.
 const LISTEN_AFTER: Duration = Duration::from_millis(500);
@@ -94,16 +94,19 @@ impl Heart {
         }
     }
 
-    /// Sleeps until the next beat, or until the store tells that something has become of the lease.
+    /// Sleeps until the next beat, or until the store tells that something has become of the lease. A store
+    /// that hung up may come back with nothing in it, so whoever had listened for a while asks at once.
     fn sleep(&self, started: Moment, next: Moment) {
         thread::sleep(started.after(LISTEN_AFTER).left().min(next.left()));
         // Less is not worth a connection.
         if next.left() < LISTEN_AFTER / 10 {
             return thread::sleep(next.left());
         }
-        let listening = self.store.await_change(&self.key, &Watch::Hold(self.level), Some(next.left()));
-        if listening.is_err() {
-            thread::sleep(next.left());
+        let begun = Moment::now();
+        match self.store.await_change(&self.key, &Watch::Hold(self.level), Some(next.left())) {
+            Err(error) if error.trouble == Trouble::Unreachable && Moment::now().since(begun) > LISTEN_AFTER => {}
+            Err(_) => thread::sleep(next.left()),
+            Ok(()) => {}
         }
     }
 

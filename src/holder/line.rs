@@ -34,6 +34,7 @@ struct Line {
 }
 
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is known and unknown apart from the others")]
 struct LineState {
     /// Nobody wants the answer any more.
     given_up: bool,
@@ -41,6 +42,8 @@ struct LineState {
     asking: bool,
     /// The store answered last, that we are queued.
     queued: bool,
+    /// It may have an entry of ours.
+    in_line: bool,
     answer: Option<Dated>,
 }
 
@@ -73,6 +76,7 @@ pub fn acquire(
     }
     let line = Arc::new(Line::default());
     line.lock().queued = first.is_ok();
+    line.lock().in_line = first.is_ok();
     spawn_waiter(store, key, ask, (limits.store, asker.unanswered), &line, sender)?;
     let until = limits.wait.map(|wait| since.after(wait));
     loop {
@@ -101,7 +105,10 @@ pub fn acquire(
             Ok(Event::Signal(signal)) => {
                 // Nobody wants the key, if it is what the answer brings.
                 drop(give_up(&line));
-                if let Err(error) = store.release(key, ask.level, None, LEAVE / 2) {
+                let left = store.release(key, ask.level, None, LEAVE / 2);
+                if let Err(error) = left.map(drop)
+                    && line.lock().in_line
+                {
                     log::warn!("cannot leave the queue of '{key}', which drops us by itself: {error}");
                 }
                 return Ok(Acquired::Signal(signal));
@@ -214,7 +221,7 @@ fn wait_in_line(mut asker: Asker, patience: Duration, line: &Line, tell: &dyn Fn
         line.replied.notify_all();
         match answer {
             Ok((Answer::Queued(_), _)) => {
-                state.queued = true;
+                (state.queued, state.in_line) = (true, true);
                 drop(state);
                 if silent.take().is_some() {
                     tell();

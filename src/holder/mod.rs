@@ -116,6 +116,12 @@ impl Lease {
         self.grant.fence
     }
 
+    /// How long it counts unrenewed.
+    #[must_use]
+    pub const fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
     /// Until when we may count on the lease; nothing if that does not go by time.
     #[must_use]
     pub const fn deadline(&self) -> Option<Deadline> {

@@ -45,7 +45,9 @@ impl Url {
             if text.contains('@') {
                 return Err(BadUrl("it is no store URL: it has no scheme, as in 'redis://HOST'".into()));
             }
-            return Err(BadUrl(format!("'{text}' is no store URL; a directory is written 'file:{text}'")));
+            let meant =
+                if text.contains('/') { format!("a directory is written 'file:{text}'") } else { KNOWN.join(", ") };
+            return Err(BadUrl(format!("'{text}' is no store URL; {meant}")));
         };
         match scheme {
             "file" => {
@@ -53,12 +55,20 @@ impl Url {
                 if path.is_empty() {
                     return Err(BadUrl("'file:' needs a directory".into()));
                 }
+                if path.starts_with("//") {
+                    return Err(BadUrl("'file:' has no host: a directory is written 'file:/DIR'".into()));
+                }
+                if path.starts_with('~') {
+                    return Err(BadUrl(
+                        "'file:' knows no '~', which a shell replaces at the start of a word only".into(),
+                    ));
+                }
                 Ok(Self::File(here.join(path)))
             }
             #[cfg(feature = "redis")]
             "redis" | "rediss" | "redis+unix" => match Address::parse(text, here) {
                 Ok(address) => Ok(Self::Redis(Box::new(address))),
-                Err(words) => Err(BadUrl(format!("the '{scheme}:' URL of the store is not good: {words}"))),
+                Err(words) => Err(BadUrl(format!("this '{scheme}:' URL is not good: {words}"))),
             },
             _ => Err(BadUrl(format!("this dlock knows no store '{scheme}:'; it knows {}", KNOWN.join(", ")))),
         }

@@ -108,6 +108,19 @@ fn a_run_that_nobody_hinders_is_two_scripts_on_one_connection() {
 }
 
 #[test]
+fn a_key_that_stays_taken_for_long_is_kept_for_longer() {
+    on_both(|store| {
+        store.run(&["run", "k", "--min-hold", "60d", "--", "true"]).is(0, "", "");
+        let days = |name: &str| {
+            let seconds: i64 = redis::from_redis_value(store.server().ask(&["TTL", name])).expect("a number");
+            seconds / (24 * 60 * 60)
+        };
+        assert!((89..=90).contains(&days("dlock:{k}:record")), "{}", days("dlock:{k}:record"));
+        store.run(&["status"]).status.success().then_some(()).expect("it is held");
+    });
+}
+
+#[test]
 fn a_holder_renews_and_listens_once_per_beat() {
     on_both(|store| {
         let server = store.server();

@@ -67,7 +67,7 @@ impl Address {
             (Endpoint::Unix(decode(url.path())?.into()), parameters.take("db"))
         } else {
             let host = match url.host() {
-                Some(Host::Domain("")) | None => return Err("it names no host".into()),
+                Some(Host::Domain("")) | None => return Err("it names no host; that is written redis://HOST".into()),
                 Some(Host::Ipv6(ip)) => ip.to_string(),
                 Some(host) => decode(&host.to_string())?.to_lowercase(),
             };

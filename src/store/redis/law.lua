@@ -3,14 +3,14 @@
 --
 -- KEYS   record (a hash), queue (leases by ticket), waiters (lease to JSON), life (leases by the end of their
 --        last sign of life), events (newest first), the prefix of the lists that wake somebody, the index
--- ARGV   what to do, the clock of a test or '', and what is handed to the operation
+-- ARGV   what to do, the clock of a test or '', the key, and what is handed to the operation
 --
 -- The record has a field 'h:LEASE' for each hold and 'o:LEASE' for each waiter who could take the key now:
 -- since when. Numbers that cjson would round (14 digits) are texts; what only people read is passed through as
 -- text. Only fields that changed are written.
 
 local record, queue, waiters, life, events, wake, index = unpack(KEYS)
-local op, clock = ARGV[1], ARGV[2]
+local op, clock, key = ARGV[1], ARGV[2], ARGV[3]
 
 local LAYOUT = 1
 local OFFER = 1000000       -- microseconds, as in the model
@@ -104,6 +104,13 @@ local function encode(hold)
   kept.lease = nil
   if #hold.levels == 0 then kept.levels = nil end
   return cjson.encode(kept)
+end
+
+-- Seconds to keep what belongs to the key: long after the end of what is held, be that far away.
+local function kept_for()
+  local last = now
+  for _, hold in ipairs(holds) do last = math.max(last, ends_at(hold)) end
+  return int(KEPT + math.ceil((last - now) / 1000000))
 end
 
 local function count(what) counts[what] = (counts[what] or tonumber(fields[what] or 0)) + 1 end
@@ -343,19 +350,19 @@ end
 
 -- A server without memory lets a script go on that has written already, if that needed none. So a lease that is
 -- there can be renewed and given back.
-if op ~= 'acquire' and #raw > 0 then call('EXPIRE', record, KEPT) end
+if op ~= 'acquire' and #raw > 0 then call('EXPIRE', record, kept_for()) end
 
 local answer, caller
 if op == 'acquire' then
-  local ask = cjson.decode(ARGV[3])
+  local ask = cjson.decode(ARGV[4])
   caller = ask.level
   prune(caller)
   answer = acquire(ask)
 else
   prune(nil)
-  if op == 'renew' then answer = renew(ARGV[3], ARGV[4]) end
-  if op == 'release' then answer = release(ARGV[3], ARGV[4]) end
-  if op == 'unlock' then answer = unlock(ARGV[3] == '1', {unpack(ARGV, 4)}) end
+  if op == 'renew' then answer = renew(ARGV[4], ARGV[5]) end
+  if op == 'release' then answer = release(ARGV[4], ARGV[5]) end
+  if op == 'unlock' then answer = unlock(ARGV[4] == '1', {unpack(ARGV, 5)}) end
 end
 
 -- Offers the key, and wakes exactly those whom that concerns --------------------------------------------------
@@ -426,8 +433,8 @@ for field, value in pairs(changed) do
 end
 if #writes > 0 and not fields.layout then writes[#writes + 1], writes[#writes + 2] = 'layout', int(LAYOUT) end
 -- What is refused for one of these leaves no lease behind.
-if counts.grants and index then
-  call('ZADD', index, int(now), ARGV[4])
+if index and (counts.grants or answer[1] == 'until') then
+  call('ZADD', index, int(now + (kept_for() - KEPT) * 1000000), key)
   call('ZREMRANGEBYSCORE', index, '-inf', int(now - KEPT * 1000000))
   call('EXPIRE', index, KEPT)
 end
@@ -438,5 +445,5 @@ if #noted > 0 then
 end
 in_batches('HDEL', gone)
 in_batches('HSET', writes)
-if #writes > 0 and op == 'acquire' then call('EXPIRE', record, KEPT) end
+if #writes > 0 then call('EXPIRE', record, kept_for()) end
 return answer
