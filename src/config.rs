@@ -218,8 +218,9 @@ impl RunPlan {
         }
         let shorter = (ttl / 3).min(Duration::from_secs(5));
         let kill_after = run.kill_after.map_or(Ok(shorter), |text| positive("--kill-after", &text))?;
-        if kill_after >= ttl {
-            return Err(Failure::usage("--kill-after must be less than --ttl"));
+        // What is left is for three beats.
+        if kill_after > ttl * 2 / 3 {
+            return Err(Failure::usage("--kill-after must be at most two thirds of --ttl"));
         }
         let wait = match (run.nonblock, run.wait) {
             (true, _) => Some(Duration::ZERO),

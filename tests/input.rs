@@ -44,7 +44,7 @@ fn a_key_may_look_like_a_path_or_have_a_long_encoding() {
 #[test]
 fn a_span_of_time_that_is_none_or_makes_no_sense_is_refused() {
     let store = Store::new();
-    let cases: [(&[&str], &str); 14] = [
+    let cases: [(&[&str], &str); 15] = [
         (&["--ttl", "0"], "--ttl must be more than 0"),
         (&["--ttl", "499ms"], "--ttl must be at least 500ms"),
         (&["--ttl", "-5s"], "negative"),
@@ -53,7 +53,8 @@ fn a_span_of_time_that_is_none_or_makes_no_sense_is_refused() {
         (&["--ttl", "soon"], "'soon' is not a span of time"),
         (&["--ttl", ""], "'' is not a span of time"),
         (&["-k", "0"], "--kill-after must be more than 0"),
-        (&["-k", "30s"], "--kill-after must be less than --ttl"),
+        (&["-k", "30s"], "--kill-after must be at most two thirds of --ttl"),
+        (&["-k", "20001ms"], "--kill-after must be at most two thirds of --ttl"),
         (&["-w", "-1"], "negative"),
         (&["-w", "1e3"], "'1e3' is not a span of time"),
         (&["--max-run", "0"], "--max-run must be more than 0"),

@@ -9,7 +9,6 @@ use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::time::Duration;
 use std::{io, thread};
 
 use nix::fcntl::{OFlag, open};
@@ -26,9 +25,6 @@ pub use self::supervise::{Policy, Verdict};
 use crate::clock::{Deadline, Moment};
 use crate::event::{ChildEvent, Event, Status};
 use crate::sys::{self, Inherited};
-
-/// How long the kernel may take to end a killed tree, on a machine on its knees.
-const KILL_MARGIN: Duration = Duration::from_millis(250);
 
 /// What is to be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,10 +117,17 @@ impl Guardian {
         guardian::send(&self.socket, &Order::Start(env), sign_of_life)
     }
 
-    /// Looks after the command until it has ended: normally, or with all that it started. `announce` is
-    /// called once for each verdict, before anything is done about it.
-    pub fn supervise(&self, events: &Receiver<Event>, mut announce: impl FnMut(&Verdict)) -> Outcome {
+    /// Looks after the command until it has ended: normally, or with all that it started. Its lease lasts until
+    /// `deadline`, unless a beat moves that on. `announce` is called once for each verdict, before anything is
+    /// done about it.
+    pub fn supervise(
+        &self,
+        deadline: Option<Deadline>,
+        events: &Receiver<Event>,
+        mut announce: impl FnMut(&Verdict),
+    ) -> Outcome {
         let mut state = State::new(self.policy, Moment::now());
+        state.extend(deadline);
         let mut command = None;
         let mut orphaned = false;
         loop {
@@ -170,8 +173,9 @@ impl Guardian {
 
     /// The guardian kills so early that the tree is gone before the deadline.
     fn extend(&self, deadline: Option<Deadline>) -> Order {
-        let margin = (self.policy.kill_after / 4).min(KILL_MARGIN);
-        Order::Deadline(deadline.map(|deadline| deadline.moment().before(margin).as_duration()))
+        // A command that may go on without the lease has no deadline.
+        let deadline = deadline.filter(|_| self.policy.stop_when_lost);
+        Order::Deadline(deadline.map(|deadline| deadline.moment().before(self.policy.margin()).as_duration()))
     }
 
     /// A guardian that cannot be told is dead, which its end of the socket reports, or frozen, which a

@@ -22,6 +22,14 @@ pub struct Policy {
     pub max_run: Option<Duration>,
 }
 
+impl Policy {
+    /// How long before the deadline of a lease the guardian kills what is left: what the kernel may take to end
+    /// a tree, on a machine on its knees.
+    pub(super) fn margin(&self) -> Duration {
+        (self.kill_after / 4).clamp(Duration::from_millis(25), Duration::from_millis(250))
+    }
+}
+
 /// What is worse than the command's own end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -67,6 +75,8 @@ pub(super) struct State {
     policy: Policy,
     phase: Phase,
     max_run_at: Option<Moment>,
+    /// When a tree that is being stopped must be gone, whoever sees to that.
+    gone_by: Option<Moment>,
     /// How often the user asked for the end.
     asked: u32,
     pub(super) verdict: Option<Verdict>,
@@ -78,14 +88,22 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(policy: Policy, now: Moment) -> Self {
         let max_run_at = policy.max_run.map(|span| now.after(span));
-        Self { policy, phase: Phase::Running, max_run_at, asked: 0, verdict: None, status: None, failed: None }
+        let (phase, gone_by) = (Phase::Running, None);
+        Self { policy, phase, max_run_at, gone_by, asked: 0, verdict: None, status: None, failed: None }
+    }
+
+    /// The lease lasts until `deadline`.
+    pub(super) fn extend(&mut self, deadline: Option<Deadline>) {
+        // The guardian has twice the margin: if it does its work, there is nothing left for us.
+        let deadline = deadline.filter(|_| self.policy.stop_when_lost);
+        self.gone_by = deadline.map(|deadline| deadline.moment().before(self.policy.margin() / 2));
     }
 
     /// When [`State::tick`] is due.
     pub(super) fn due(&self) -> Option<Moment> {
         match self.phase {
             Phase::Running => self.max_run_at,
-            Phase::Stopping(overdue) => Some(overdue),
+            Phase::Stopping(overdue) => Some(self.gone_by.map_or(overdue, |gone_by| gone_by.min(overdue))),
         }
     }
 
@@ -93,8 +111,9 @@ impl State {
     pub(super) fn tick(&mut self, now: Moment) -> Vec<Action> {
         match self.phase {
             Phase::Running if self.max_run_at.is_some_and(|at| at <= now) => self.condemn(now, Verdict::MaxRun),
-            Phase::Stopping(overdue) if overdue <= now => {
+            Phase::Stopping(_) if self.due().is_some_and(|due| due <= now) => {
                 self.phase = Phase::Stopping(now.after(OVERDUE));
+                self.gone_by = None;
                 vec![Action::KillGuardian]
             }
             _ => Vec::new(),
@@ -107,7 +126,10 @@ impl State {
             Event::Signal(signal) => self.signal(now, signal),
             Event::Lost(why) => self.condemn(now, Verdict::Lost(why)),
             Event::Revoked => self.condemn(now, Verdict::Revoked),
-            Event::Renewed(deadline) if self.verdict.is_none() => vec![Action::Extend(Some(deadline))],
+            Event::Renewed(deadline) if matches!(self.verdict, None | Some(Verdict::MaxRun)) => {
+                self.extend(Some(deadline));
+                vec![Action::Extend(Some(deadline))]
+            }
             Event::Renewed(_) | Event::Waited => Vec::new(),
             Event::Child(event) => self.child(now, event),
         }

@@ -105,13 +105,15 @@ fn attend(
         give_back(key, lease, None, false);
         return Err(failure);
     }
-    let outcome = guardian.supervise(events, |verdict| announce(plan, verdict));
+    let outcome = guardian.supervise(lease.deadline(), events, |verdict| announce(plan, verdict));
     let ending = match outcome.status {
-        Some(Status::Exited(code)) => model::Ending { exit: Some(code), ..model::Ending::default() },
-        Some(Status::Killed(number)) => model::Ending { signal: Some(number), ..model::Ending::default() },
-        None => model::Ending::default(),
+        // What never ran keeps nobody out.
+        _ if outcome.failed.is_some() => None,
+        Some(Status::Exited(code)) => Some(model::Ending { exit: Some(code), ..model::Ending::default() }),
+        Some(Status::Killed(number)) => Some(model::Ending { signal: Some(number), ..model::Ending::default() }),
+        None => Some(model::Ending::default()),
     };
-    let yours = give_back(key, lease, Some(&ending), outcome.verdict.is_some());
+    let yours = give_back(key, lease, ending.as_ref(), outcome.verdict.is_some());
     Ok(conclude(plan, &outcome, yours))
 }
 

@@ -34,7 +34,6 @@ struct Line {
 }
 
 #[derive(Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is known and unknown apart from the others")]
 struct LineState {
     /// Nobody wants the answer any more.
     given_up: bool,
@@ -42,9 +41,16 @@ struct LineState {
     asking: bool,
     /// The store answered last, that we are queued.
     queued: bool,
-    /// It may have an entry of ours.
-    in_line: bool,
+    /// How many were ahead of us when the store told us last, if it ever did.
+    ahead: Option<usize>,
     answer: Option<Dated>,
+}
+
+impl LineState {
+    /// The store answered that we are queued.
+    fn told(&mut self, ahead: usize) {
+        (self.queued, self.ahead) = (true, Some(ahead));
+    }
 }
 
 impl Line {
@@ -69,15 +75,20 @@ pub fn acquire(
     let since = Moment::now();
     let mut asker = Asker { store: &**store, key, ask, unanswered: None };
     let first = asker.ask(FIRST.min(limits.store));
-    match &first {
-        Ok((Answer::Queued(_), _)) => log::info!("waiting for '{key}'"),
-        Err(error) if error.trouble == Trouble::Unreachable => log::info!("{error}; trying again"),
-        _ => return conclude(store, key, ask, first),
-    }
     let line = Arc::new(Line::default());
-    line.lock().queued = first.is_ok();
-    line.lock().in_line = first.is_ok();
-    spawn_waiter(store, key, ask, (limits.store, asker.unanswered), &line, sender)?;
+    let silent = match &first {
+        Ok((Answer::Queued(ahead), _)) => {
+            log::info!("waiting for '{key}'");
+            line.lock().told(*ahead);
+            None
+        }
+        Err(error) if error.trouble == Trouble::Unreachable => {
+            log::info!("{error}; trying again");
+            Some(since)
+        }
+        _ => return conclude(store, key, ask, first),
+    };
+    spawn_waiter(store, key, ask, (limits.store, silent, asker.unanswered), &line, sender)?;
     let until = limits.wait.map(|wait| since.after(wait));
     loop {
         let limit = until.filter(|until| line.lock().queued || !until.left().is_zero());
@@ -89,10 +100,8 @@ pub fn acquire(
             Ok(Event::Waited) => {
                 let answer = line.lock().answer.take();
                 if let Some(answer) = answer {
-                    if let Err(error) = &answer
-                        && error.trouble != Trouble::Unreachable
-                    {
-                        // It may still let us leave the queue. What ended the wait matters more than whether it does.
+                    if answer.is_err() {
+                        // It may still take back what we asked for. What ended the wait matters more than whether it does.
                         let _ = store.release(key, ask.level, None, LEAVE / 2);
                     }
                     return conclude(store, key, ask, answer);
@@ -106,8 +115,8 @@ pub fn acquire(
                 // Nobody wants the key, if it is what the answer brings.
                 drop(give_up(&line));
                 let left = store.release(key, ask.level, None, LEAVE / 2);
-                if let Err(error) = left.map(drop)
-                    && line.lock().in_line
+                if let Err(error) = left
+                    && line.lock().ahead.is_some()
                 {
                     log::warn!("cannot leave the queue of '{key}', which drops us by itself: {error}");
                 }
@@ -119,11 +128,25 @@ pub fn acquire(
                 if let Some(answer) = give_up(&line) {
                     return conclude(store, key, ask, answer);
                 }
-                store.release(key, ask.level, None, LEAVE / 2)?;
-                let record = store.inspect(key)?;
-                let (holders, waiting) = record.map_or_else(Default::default, |r| (r.holders, r.queue.len()));
-                return Ok(Acquired::Busy(holders, waiting));
+                return busy(&**store, key, ask, line.lock().ahead.unwrap_or_default());
             }
+        }
+    }
+}
+
+/// Our time is over, and the store told us last that others have the key. If it does not answer just now, it
+/// drops us by itself.
+fn busy(store: &dyn Store, key: &Key, ask: &Ask, ahead: usize) -> Result<Acquired, StoreError> {
+    let left = store.release(key, ask.level, None, LEAVE / 2);
+    let record = left.and_then(|_| store.inspect(key));
+    match record {
+        Err(error) if error.trouble == Trouble::Unreachable => {
+            log::info!("{error}");
+            Ok(Acquired::Busy(Vec::new(), ahead))
+        }
+        record => {
+            let (holders, waiting) = record?.map_or_else(Default::default, |r| (r.holders, r.queue.len()));
+            Ok(Acquired::Busy(holders, waiting))
         }
     }
 }
@@ -145,8 +168,10 @@ impl Asker<'_> {
         let ttl = self.ask.ttl.unwrap_or_default();
         loop {
             let sent = Moment::now();
-            let asked = *self.unanswered.get_or_insert(sent);
-            let answer = self.store.acquire(self.key, self.ask, within)?;
+            let asked = self.unanswered.unwrap_or(sent);
+            let answer = self.store.acquire(self.key, self.ask, within).inspect_err(|error| {
+                self.unanswered = self.unanswered.or_else(|| error.maybe_done.then_some(sent));
+            })?;
             self.unanswered = None;
             let is_late = Moment::now().since(asked) > ttl / 4;
             if !matches!(answer, Answer::Granted(_)) || !self.store.capabilities().beats || !is_late {
@@ -169,7 +194,7 @@ fn spawn_waiter(
     store: &Arc<dyn Store>,
     key: &Key,
     ask: &Ask,
-    patience: (Duration, Option<Moment>),
+    (patience, silent, unanswered): (Duration, Option<Moment>, Option<Moment>),
     line: &Arc<Line>,
     sender: &Sender<Event>,
 ) -> Result<(), StoreError> {
@@ -180,8 +205,8 @@ fn spawn_waiter(
             // Once the run is over nobody wants to know.
             let _ = sender.send(Event::Waited);
         };
-        let asker = Asker { store: &*store, key: &key, ask: &ask, unanswered: patience.1 };
-        wait_in_line(asker, patience.0, &line, &tell);
+        let asker = Asker { store: &*store, key: &key, ask: &ask, unanswered };
+        wait_in_line(asker, patience, silent, &line, &tell);
         tell();
     };
     let spawned = signal::unheard(|| thread::Builder::new().name("line".into()).spawn(wait));
@@ -189,8 +214,7 @@ fn spawn_waiter(
 }
 
 /// Sleeps and asks, until there is an answer or nobody wants one. Tells when the store answers again.
-fn wait_in_line(mut asker: Asker, patience: Duration, line: &Line, tell: &dyn Fn()) {
-    let mut silent = asker.unanswered;
+fn wait_in_line(mut asker: Asker, patience: Duration, mut silent: Option<Moment>, line: &Line, tell: &dyn Fn()) {
     loop {
         if silent.is_none() {
             let slept = asker.store.await_change(asker.key, &Watch::Turn(asker.ask.level), None);
@@ -220,16 +244,18 @@ fn wait_in_line(mut asker: Asker, patience: Duration, line: &Line, tell: &dyn Fn
         state.asking = false;
         line.replied.notify_all();
         match answer {
-            Ok((Answer::Queued(_), _)) => {
-                (state.queued, state.in_line) = (true, true);
+            Ok((Answer::Queued(ahead), _)) => {
+                state.told(ahead);
                 drop(state);
                 if silent.take().is_some() {
                     tell();
+                    // What broke our sleep may do so again.
+                    pause(PAUSE);
                 }
             }
             Err(error) if error.trouble == Trouble::Unreachable => {
                 state.queued = false;
-                let silent = *silent.get_or_insert_with(|| asker.unanswered.unwrap_or_else(Moment::now));
+                let silent = *silent.get_or_insert_with(Moment::now);
                 let left = silent.after(patience).left();
                 if left < TOO_SHORT {
                     drop(state);

@@ -93,7 +93,8 @@ pub fn patiently<T>(patience: Duration, mut work: impl FnMut() -> Result<T, Stor
 }
 
 fn gave_up(error: &StoreError, patience: Duration) -> StoreError {
-    StoreError::new(error.trouble, format_args!("{error}; gave up after {}", humantime::format_duration(patience)))
+    let words = format_args!("{error}; gave up after {}", humantime::format_duration(patience)).to_string();
+    StoreError { trouble: error.trouble, maybe_done: error.maybe_done, words }
 }
 
 /// Leaves a store that erred alone for a random while, so that many do not ask again at once.
@@ -170,7 +171,7 @@ impl Lease {
         loop {
             match self.store.release(&self.key, self.level, ending.cloned(), each.min(until.left())) {
                 Err(error) if error.trouble == Trouble::Unreachable && until.left() > PAUSE => {
-                    tried = true;
+                    tried |= error.maybe_done;
                     pause(PAUSE / 4);
                 }
                 // It was our request without an answer that did it.

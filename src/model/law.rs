@@ -10,6 +10,10 @@ use super::{Fence, LeaseId, LevelId, Mode, Stamp};
 /// machine needs to wake a process, short enough that nobody takes a frozen waiter for a holder.
 pub const OFFER: Duration = Duration::from_secs(1);
 
+/// To how many the key is offered at once. All of a crowd of readers could not take it in the time of an offer,
+/// and those who did not would lose their place.
+pub const OFFERS: usize = 16;
+
 /// How long a sign of life of one who waits is good, where it goes by time. Half as long again as it takes
 /// to the next one, and long enough that all of them together do not disturb a server.
 pub const SIGN_OF_LIFE: Duration = Duration::from_secs(24);
@@ -258,6 +262,9 @@ impl Record {
         if hold.revoked {
             return Answer::Refused(Refusal::Lost);
         }
+        if ask.if_fence.is_some_and(|expected| expected != self.fence) {
+            return Answer::Refused(Refusal::Fence(self.fence));
+        }
         if !hold.mode.contains(ask.mode) {
             return Answer::Refused(Refusal::Narrower(hold.mode));
         }
@@ -298,7 +305,8 @@ impl Record {
         Renewed::NotYours
     }
 
-    /// Leaves the queue, or takes off one level; the last one ends the hold.
+    /// Leaves the queue, or takes off one level; the last one ends the hold. Without an `ending` there was no
+    /// command, and so nothing to keep others out for.
     pub fn release(&mut self, clock: &dyn Clock, level: LevelId, ending: Option<Ending>) -> Released {
         self.prune(clock, None);
         let answer = self.leave(clock.now(), level, ending);
@@ -319,8 +327,8 @@ impl Record {
         if !hold.levels.is_empty() {
             return Released::Left;
         }
+        let cooling = ending.is_some() && hold.hold_until.is_some_and(|until| now < until) && !hold.revoked;
         let event = hold.event(EventKind::Released, now, now.since(hold.granted_at), ending);
-        let cooling = hold.hold_until.is_some_and(|until| now < until) && !hold.revoked;
         self.note(event);
         if cooling {
             return Released::Cooling;
@@ -432,7 +440,7 @@ impl Record {
     /// Marks those who could take the key now, and since when.
     fn offer(&mut self, now: Stamp) {
         for at in 0..self.queue.len() {
-            let offered = self.admits(self.queue[at].mode, at);
+            let offered = at < OFFERS && self.admits(self.queue[at].mode, at);
             let waiter = &mut self.queue[at];
             // A clock that was set back does not prolong an offer.
             waiter.offered_at = offered.then(|| waiter.offered_at.map_or(now, |since| since.min(now)));

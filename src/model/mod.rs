@@ -13,7 +13,8 @@ mod stamp;
 pub use id::{Fence, LeaseId, LevelId, NotALease};
 pub use key::{Key, KeyError};
 pub use law::{
-    Answer, Ask, Clock, Grant, OFFER, Patience, Refusal, Released, Renewed, Role, SIGN_OF_LIFE, Standing, Unlocked,
+    Answer, Ask, Clock, Grant, OFFER, OFFERS, Patience, Refusal, Released, Renewed, Role, SIGN_OF_LIFE, Standing,
+    Unlocked,
 };
 pub use mode::Mode;
 pub use record::{

@@ -206,6 +206,8 @@ pub enum Trouble {
 pub struct StoreError {
     /// The kind of trouble.
     pub trouble: Trouble,
+    /// Whether the store may have done what was asked, and only the answer is missing.
+    pub maybe_done: bool,
     /// What happened, cause last.
     pub words: String,
 }
@@ -213,7 +215,13 @@ pub struct StoreError {
 impl StoreError {
     /// An error with its words.
     pub fn new(trouble: Trouble, words: impl fmt::Display) -> Self {
-        Self { trouble, words: words.to_string() }
+        Self { trouble, maybe_done: true, words: words.to_string() }
+    }
+
+    /// The same, where it is known that nothing was done.
+    #[must_use]
+    pub fn before_anything(self) -> Self {
+        Self { maybe_done: false, ..self }
     }
 }
 

@@ -70,6 +70,10 @@ impl Url {
                 Ok(address) => Ok(Self::Redis(Box::new(address))),
                 Err(words) => Err(BadUrl(format!("this '{scheme}:' URL is not good: {words}"))),
             },
+            // What stands before a ':' alone may be a password.
+            _ if !rest.starts_with("//") => {
+                Err(BadUrl(format!("it is no store URL; this dlock knows {}", KNOWN.join(", "))))
+            }
             _ => Err(BadUrl(format!("this dlock knows no store '{scheme}:'; it knows {}", KNOWN.join(", ")))),
         }
     }

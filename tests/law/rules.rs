@@ -264,6 +264,9 @@ fn re_entry_needs_a_living_lease_and_has_a_limit(m: &Moment) -> bool {
         (Mode::Shared | Mode::Slots(_), _) => false,
     };
     let deep = hold.levels.len();
+    if ask.if_fence.is_some_and(|expected| expected != m.left.fence) {
+        return *answer == Answer::Refused(Refusal::Fence(m.left.fence));
+    }
     match answer {
         Answer::Granted(grant) => contains && grant.depth == deep + 1 && deep <= ask.max_reentry as usize,
         Answer::Refused(Refusal::Narrower(mode)) => !contains && *mode == hold.mode,

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use dlock::model::{
-    Answer, Ask, Clock, EventKind, Fence, Hold, LeaseId, LevelId, OFFER, Record, Released, Renewed, Role, Stamp,
-    Ticket, Unlocked,
+    Answer, Ask, Clock, Ending, EventKind, Fence, Hold, LeaseId, LevelId, OFFER, Record, Released, Renewed, Role,
+    Stamp, Ticket, Unlocked,
 };
 
 /// Virtual time, and the tickets whose owners live.
@@ -93,7 +93,7 @@ impl World {
 
     pub(crate) fn release(&self, record: &mut Record, level: LevelId) -> Moment {
         let before = record.clone();
-        let answer = record.release(self, level, None);
+        let answer = record.release(self, level, Some(Ending::default()));
         Moment::new(self.clone(), before, Act::Release(level, answer), record)
     }
 

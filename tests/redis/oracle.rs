@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use dlock::model::{Ask, Fence, Info, Key, LeaseId, MAX_EVENTS, Mode, Patience, Record, SIGN_OF_LIFE, Stamp};
+use dlock::model::{Ask, Ending, Fence, Info, Key, LeaseId, MAX_EVENTS, Mode, Patience, Record, SIGN_OF_LIFE, Stamp};
 use dlock::store::{Address, RedisStore, Store};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -71,7 +71,7 @@ fn answers(store: &RedisStore, key: &Key, moment: &Moment) -> (String, String) {
             (text(answer), text(&store.renew(key, *level, *ttl, WITHIN).expect("it answers")))
         }
         Act::Release(level, answer) => {
-            (text(answer), text(&store.release(key, *level, None, WITHIN).expect("it answers")))
+            (text(answer), text(&store.release(key, *level, Some(Ending::default()), WITHIN).expect("it answers")))
         }
         Act::Unlock(leases, force, answer) => {
             (text(answer), text(&store.revoke(key, leases, *force).expect("it answers")))

@@ -170,7 +170,9 @@ impl Parameters {
                 Err(format!("'{name}' is for TLS, which is 'rediss://'"))
             }
             // The '?' may have been one of a password.
-            Some((name, _)) if name.contains('@') => Err("a '?' in a password is written %3F".into()),
+            Some((name, value)) if name.contains('@') || value.contains('@') => {
+                Err("a '?' in a password is written %3F".into())
+            }
             Some((name, _)) => Err(format!("dlock knows no '{name}' behind the '?'")),
         }
     }

@@ -115,6 +115,11 @@ impl Connection {
         self.receive()
     }
 
+    /// Sends a command whose reply nobody will read, if there is room for it.
+    pub(super) fn send_last(mut self, command: &Cmd) {
+        let _ = self.send(std::slice::from_ref(command), Duration::from_millis(50));
+    }
+
     fn send(&mut self, commands: &[Cmd], within: Duration) -> Result<(), Failure> {
         self.stream.wire().until = Moment::now().after(within);
         self.room = LARGEST;

@@ -14,6 +14,7 @@ local op, clock, key = ARGV[1], ARGV[2], ARGV[3]
 
 local LAYOUT = 1
 local OFFER = 1000000       -- microseconds, as in the model
+local OFFERS = 16           -- at once, as in the model
 local MAX_EVENTS = 32
 local KEPT = 30 * 86400     -- seconds that a key is kept after its last lease; the clock in a fence makes that harmless
 local BATCH = 1000          -- arguments of one command; Lua has room for a few thousand
@@ -55,7 +56,8 @@ end
 local layout = tonumber(fields.layout or LAYOUT)
 if layout > LAYOUT then return {'newer', int(layout)} end
 local fence = tonumber(fields.fence or 0)
-local last_ticket = tonumber(fields.last_ticket or 0)
+-- A record that was evicted may have left its queue, whose tickets must not recur.
+local last_ticket = tonumber(fields.last_ticket or call('ZRANGE', queue, -1, -1, 'WITHSCORES')[2] or 0)
 
 if op == 'look' then
   if #raw == 0 then return {'none'} end
@@ -160,9 +162,10 @@ local function fits(crowd, mode)
   return crowd.slots and crowd.count < math.min(crowd.size, mode.slots)
 end
 
--- Those in the queue who fit all holders and all ahead of them, which are the first ones; then the first one who
--- does not; and the crowd that a newcomer would have to fit if there is none. Reads no further.
-local function line_up()
+-- Those in the queue who fit all holders and all ahead of them, which are the first ones, at most so many and up to
+-- the last who matters; then the one who comes next; and the crowd that a newcomer would have to fit if there is
+-- none. Reads no further.
+local function line_up(most, last)
   local crowd = {count = 0, shared = true, slots = true, size = math.huge}
   for _, hold in ipairs(holds) do add(crowd, hold.mode) end
   local fit, from = {}, 0
@@ -174,11 +177,12 @@ local function line_up()
       local mode = waiter and cjson.decode(waiter).mode
       if not mode then
         leave_queue(some[at])
-        return line_up()
+        return line_up(most, last)
       end
-      if not fits(crowd, mode) then return fit, some[at], crowd end
+      if #fit == most or not fits(crowd, mode) then return fit, some[at], crowd end
       add(crowd, mode)
       fit[#fit + 1] = some[at]
+      if some[at] == last then return fit, nil, crowd end
     end
     from = #fit
   end
@@ -230,6 +234,7 @@ local function enter_again(ask)
   local hold = find(ask.lease)
   if not hold or #hold.levels == 0 or hold.revoked then return {'refused', 'lost'} end
   local inner = ask.mode
+  if ask.if_fence and ask.if_fence ~= int(fence) then return {'refused', 'fence', int(fence)} end
   local contained = hold.mode == 'exclusive' or hold.mode == inner
     or type(hold.mode) == 'table' and type(inner) == 'table'
   if not contained then return {'refused', 'narrower', cjson.encode({mode = hold.mode})} end
@@ -268,7 +273,7 @@ local function acquire(ask)
   -- Its first level has ended and other levels or the cooling go on: a late echo of its request.
   if find(ask.lease) then return {'refused', 'lost'} end
   if ask.if_fence and ask.if_fence ~= int(fence) then return {'refused', 'fence', int(fence)} end
-  local fit, misfit, crowd = line_up()
+  local fit, misfit, crowd = line_up(nil, ask.lease)
   local ticket = (#fit > 0 or misfit) and call('ZSCORE', queue, ask.lease) or nil
   local admitted = not ticket and not misfit and fits(crowd, ask.mode)
   for _, lease in ipairs(fit) do admitted = admitted or lease == ask.lease end
@@ -315,16 +320,18 @@ local function release(id, ending)
   if hold.revoked then call('DEL', wake .. id) end
   if #hold.levels > 0 then return {'left'} end
   note('released', hold, hold.granted_at, ending ~= '' and ending or nil)
-  if is_before(hold.hold_until) and not hold.revoked then return {'cooling'} end
+  -- Without an ending there was no command, and so nothing to keep others out for.
+  if ending ~= '' and is_before(hold.hold_until) and not hold.revoked then return {'cooling'} end
   finish(at)
   return {'freed'}
 end
 
 -- Tells attended holders to give the key back, or with force takes it from them; a lease that nobody attends to,
 -- or that is cooling, goes at once.
-local function unlock(force, leases)
+local function unlock(force, first)
   local ended, told = 0, 0
-  for _, lease in ipairs(leases) do
+  for number = first, #ARGV do
+    local lease = ARGV[number]
     local hold, at = find(lease)
     if hold then
       local word = 'revoked'
@@ -362,12 +369,12 @@ else
   prune(nil)
   if op == 'renew' then answer = renew(ARGV[4], ARGV[5]) end
   if op == 'release' then answer = release(ARGV[4], ARGV[5]) end
-  if op == 'unlock' then answer = unlock(ARGV[4] == '1', {unpack(ARGV, 5)}) end
+  if op == 'unlock' then answer = unlock(ARGV[4] == '1', 5) end
 end
 
 -- Offers the key, and wakes exactly those whom that concerns --------------------------------------------------
 
-local fit, watcher = line_up()
+local fit, watcher = line_up(OFFERS)
 local still = {}
 for _, lease in ipairs(fit) do
   still[lease] = true
@@ -406,7 +413,9 @@ if watcher or #fit > 0 then
     tell(watcher, 'watch ' .. named .. ' ' .. int(now))
   end
   if answer[1] == 'queued' then
-    answer[3], answer[4] = int(now), watcher == caller and named or ''
+    -- While somebody is offered the key, those behind the watcher look, too, whether it is taken.
+    answer[3], answer[4] = int(now), (watcher == caller or #fit > 0) and named or ''
+    answer[5] = watcher == caller and 1 or 0
   end
 end
 

@@ -37,7 +37,7 @@ use crate::model::{
 const LAW: &str = include_str!("law.lua");
 
 /// Its SHA-1, by which a server knows it. To work that out would take a tenth of a run; a test does.
-const LAW_SHA1: &str = "a825b7b160515ea3783bb382ad446d745f56b6e6";
+const LAW_SHA1: &str = "dbb5e4b19a870c4a388287d0bc39af87a255fdc9";
 
 /// What of a key would end the part of a name that a Cluster looks at, or is the escape itself.
 const BRACES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
@@ -50,6 +50,9 @@ pub struct RedisStore {
     /// How long what has no limit of its own may take.
     patience: Duration,
     idle: Mutex<Vec<Connection>>,
+    /// Those on which a request for a key got no answer. The server may read it later, and then what we send
+    /// after it on the same connection.
+    stuck: Mutex<Vec<(LevelId, Connection)>>,
     /// Where those who wait stand, as the server told them last.
     places: Mutex<HashMap<LevelId, Place>>,
     /// The server's clock when it spoke last, and ours when we heard it.
@@ -69,6 +72,7 @@ impl RedisStore {
             tls: TlsConfig::default(),
             patience,
             idle: Mutex::default(),
+            stuck: Mutex::default(),
             places: Mutex::default(),
             heard: Mutex::default(),
             clock: Mutex::default(),
@@ -89,40 +93,71 @@ impl RedisStore {
         format!("{}:index", self.address.prefix)
     }
 
-    /// Runs the law on a key.
-    fn law(&self, key: &Key, op: &str, args: &[&str], within: Duration) -> Result<Reply, StoreError> {
+    /// The command that runs the law on a key, by `EVALSHA` or `EVAL`.
+    fn command(&self, verb: &str, key: &Key, op: &str, args: &[&str]) -> Cmd {
         let clock = lock(&self.clock).map_or_else(String::new, |now| now.micros().to_string());
         let parts = ["record", "queue", "waiters", "life", "events", "wake:"].map(|part| self.name(key, part));
-        let script = |verb: &str, script: &str| {
-            let mut command = cmd(verb);
-            command.arg(script).arg(parts.len() + 1).arg(&parts).arg(self.index());
-            command.arg(op).arg(&clock).arg(key.as_str()).arg(args);
-            command
-        };
+        let mut command = cmd(verb);
+        command.arg(if verb == "EVAL" { LAW } else { LAW_SHA1 }).arg(parts.len() + 1).arg(&parts).arg(self.index());
+        command.arg(op).arg(clock).arg(key.as_str()).arg(args);
+        command
+    }
+
+    /// Runs the law on a key.
+    fn law(&self, key: &Key, op: &str, args: &[&str], within: Duration) -> Result<Reply, StoreError> {
+        self.law_for(None, key, op, args, within)
+    }
+
+    /// The same; if there is no answer, the connection is kept for the level that asked.
+    fn law_for(
+        &self,
+        level: Option<LevelId>,
+        key: &Key,
+        op: &str,
+        args: &[&str],
+        within: Duration,
+    ) -> Result<Reply, StoreError> {
         let until = Moment::now().after(within);
         // To release twice is to hear "not yours".
         let may_repeat = op != "release";
         let run = || {
-            let mut replies = self.exchange(&[script("EVALSHA", LAW_SHA1)], may_repeat, until)?;
+            let mut replies = self.exchange(&[self.command("EVALSHA", key, op, args)], may_repeat, until, level)?;
             // The server was restarted, or never saw it.
             if matches!(&replies[..], [Value::ServerError(error)] if error.code() == "NOSCRIPT") {
-                replies = self.exchange(&[script("EVAL", LAW)], false, until)?;
+                replies = self.exchange(&[self.command("EVAL", key, op, args)], false, until, level)?;
             }
             replies.pop().map_or_else(|| Err(Failure::Garbage), Reply::read)
         };
         run().map_err(|failure| failure.at(&self.address))
     }
 
+    /// Sends after each request of this level that got no answer, and that the server may read later, that it
+    /// is not wanted any more.
+    fn take_back(&self, key: &Key, level: LevelId) {
+        let stuck = std::mem::take(&mut *lock(&self.stuck));
+        let (ours, others): (Vec<_>, Vec<_>) = stuck.into_iter().partition(|(other, _)| *other == level);
+        lock(&self.stuck).extend(others);
+        for (_, connection) in ours {
+            connection.send_last(&self.command("EVALSHA", key, "release", &[&level.secret(), ""]));
+        }
+    }
+
     /// Sends commands over a connection that is idle, or a new one. One that had ended while it was idle is
     /// replaced, where commands `may_repeat`.
-    fn exchange(&self, commands: &[Cmd], may_repeat: bool, until: Moment) -> Result<Vec<Value>, Failure> {
+    fn exchange(
+        &self,
+        commands: &[Cmd],
+        may_repeat: bool,
+        until: Moment,
+        level: Option<LevelId>,
+    ) -> Result<Vec<Value>, Failure> {
         if let Some(connection) = self.take_idle() {
-            match self.exchange_on(connection, commands, until) {
+            match self.exchange_on(connection, commands, until, level) {
                 Err(failure) if may_repeat && failure.is_stale() => lock(&self.idle).clear(),
                 done => return done,
             }
         }
-        self.exchange_on(self.open(until)?, commands, until)
+        self.exchange_on(self.open(until)?, commands, until, level)
     }
 
     fn hear(&self, clock: Option<Stamp>) {
@@ -144,14 +179,25 @@ impl RedisStore {
     }
 
     fn open(&self, until: Moment) -> Result<Connection, Failure> {
-        Connection::open(&self.address, &self.tls, until.left())
+        let opened = Connection::open(&self.address, &self.tls, until.left());
+        opened.map_err(|failure| Failure::Unconnected(failure.into()))
     }
 
-    /// A connection that erred is closed: a late reply on it would be taken for that to another request.
-    fn exchange_on(&self, mut connection: Connection, commands: &[Cmd], until: Moment) -> Result<Vec<Value>, Failure> {
-        let replies = connection.ask(commands, until.left())?;
-        lock(&self.idle).push(connection);
-        Ok(replies)
+    /// A connection that erred is not used again: a late reply on it would be taken for that to another request.
+    fn exchange_on(
+        &self,
+        mut connection: Connection,
+        commands: &[Cmd],
+        until: Moment,
+        level: Option<LevelId>,
+    ) -> Result<Vec<Value>, Failure> {
+        let replies = connection.ask(commands, until.left());
+        match (&replies, level) {
+            (Ok(_), _) => lock(&self.idle).push(connection),
+            (Err(Failure::Silent), Some(level)) => lock(&self.stuck).push((level, connection)),
+            _ => {}
+        }
+        replies
     }
 }
 
@@ -195,8 +241,9 @@ impl Store for RedisStore {
         if let Some(fence) = ask.if_fence {
             question["if_fence"] = fence.to_string().into();
         }
-        let reply = self.law(key, "acquire", &[&question.to_string()], within)?;
+        let reply = self.law_for(Some(ask.level), key, "acquire", &[&question.to_string()], within)?;
         let heard = Moment::now();
+        lock(&self.stuck).retain(|(level, _)| *level != ask.level);
         let (answer, clock, queued) = reply.answer().map_err(|failure| failure.at(&self.address))?;
         self.hear(clock);
         let mut places = lock(&self.places);
@@ -219,6 +266,7 @@ impl Store for RedisStore {
         ending: Option<Ending>,
         within: Duration,
     ) -> Result<Released, StoreError> {
+        self.take_back(key, level);
         let ending = ending.map_or_else(String::new, |ending| json!(ending).to_string());
         let reply = self.law(key, "release", &[&level.secret(), &ending], within)?;
         lock(&self.places).remove(&level);
@@ -249,7 +297,7 @@ impl Store for RedisStore {
     fn list(&self) -> Result<Vec<Key>, StoreError> {
         let until = Moment::now().after(self.patience);
         let all = cmd("ZRANGE").arg(self.index()).arg(0).arg(-1).take();
-        let keys = self.exchange(&[all], true, until).and_then(|mut replies| match replies.pop() {
+        let keys = self.exchange(&[all], true, until, None).and_then(|mut replies| match replies.pop() {
             Some(Value::Array(keys)) => Ok(keys),
             Some(Value::ServerError(error)) => Err(Failure::Server(error)),
             _ => Err(Failure::Garbage),

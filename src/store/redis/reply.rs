@@ -26,6 +26,8 @@ pub(super) struct Reply(Vec<Value>);
 pub(super) struct Queued {
     pub(super) now: Stamp,
     pub(super) next: Option<Stamp>,
+    /// Whether it is for us to watch for it.
+    pub(super) watches: bool,
 }
 
 impl Reply {
@@ -76,7 +78,7 @@ impl Reply {
             "queued" => {
                 let next = Some(self.text(3)?).filter(|next| !next.is_empty());
                 let next = next.map(|next| next.parse().map(Stamp::from_micros).map_err(|_| odd())).transpose()?;
-                let queued = Queued { now: Stamp::from_micros(self.number(2)?), next };
+                let queued = Queued { now: Stamp::from_micros(self.number(2)?), next, watches: self.number(4)? == 1 };
                 return Ok((Answer::Queued(self.count(1)?), Some(queued.now), Some(queued)));
             }
             "busy" => {

@@ -14,6 +14,8 @@ const SHOWN: usize = 200;
 /// What went wrong with one exchange.
 #[derive(Debug)]
 pub(super) enum Failure {
+    /// Nothing was sent, for this reason.
+    Unconnected(Box<Self>),
     /// Connecting, sending or receiving.
     Io(io::Error),
     /// There was no complete reply in time.
@@ -43,7 +45,9 @@ impl Failure {
 
     /// The error of the store at `address`.
     pub(super) fn at(self, address: &Address) -> StoreError {
+        let before_anything = matches!(self, Self::Server(_));
         let (trouble, words) = match self {
+            Self::Unconnected(failure) => return failure.at(address).before_anything(),
             failure if failure.is_stale() => (Trouble::Unreachable, "it closed the connection".into()),
             Self::Io(error) => (Trouble::Unreachable, sys::words(&error)),
             Self::Silent => (Trouble::Unreachable, "it did not answer in time".into()),
@@ -55,7 +59,8 @@ impl Failure {
             Self::Server(error) => refusal(&error),
             Self::Settings(words) | Self::Odd(words) => (Trouble::Unfit, words),
         };
-        StoreError::new(trouble, format_args!("{address}: {}", address.without_password(&words)))
+        let error = StoreError::new(trouble, format_args!("{address}: {}", address.without_password(&words)));
+        if before_anything { error.before_anything() } else { error }
     }
 }
 
@@ -144,6 +149,8 @@ fn is_about_us(words: &str) -> bool {
 }
 
 fn shown(code: &str, words: &str) -> String {
+    // What it repeats of our words may be a secret.
+    let words = words.split(", with args beginning with").next().unwrap_or_default();
     let text = format!("{code} {words}");
     let clean = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     clean.take(SHOWN).collect::<String>().trim_end().to_owned()

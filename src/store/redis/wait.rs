@@ -40,8 +40,8 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn new(queued: Queued, heard: Moment, good_for: Duration) -> Self {
-        let Queued { now, next } = queued;
-        Self { clock: (now, heard), next, watches: next.is_some(), signed: heard, good_for }
+        let Queued { now, next, watches } = queued;
+        Self { clock: (now, heard), next, watches, signed: heard, good_for }
     }
 
     /// When to show our life: there is time left for a second try. With a look at the record and the next
@@ -62,14 +62,17 @@ impl Place {
 
     /// When to look at the record.
     fn due(&self) -> Option<Moment> {
-        self.next.filter(|_| self.watches).map(|next| self.moment_of(next))
+        self.next.map(|next| self.moment_of(next.after(self.patience())))
     }
 
     /// Whether something should have ended by now.
     fn is_overdue(&self) -> bool {
         let now = self.server_at(Moment::now());
-        let patience = if self.watches { Duration::ZERO } else { OVERDUE };
-        self.next.is_some_and(|next| next.after(patience) <= now)
+        self.next.is_some_and(|next| next.after(self.patience()) <= now)
+    }
+
+    fn patience(&self) -> Duration {
+        if self.watches { Duration::ZERO } else { OVERDUE }
     }
 
     /// Takes in what a script told: `watch NEXT NOW`.
@@ -145,7 +148,7 @@ impl RedisStore {
             commands.push(sign);
         }
         let until = Moment::now().after(self.patience);
-        let mut replies = self.exchange(&commands, true, until)?;
+        let mut replies = self.exchange(&commands, true, until, None)?;
         if let Some(Value::ServerError(error)) = replies.iter().find(|reply| matches!(reply, Value::ServerError(_))) {
             return Err(Failure::Server(error.clone()));
         }
@@ -155,8 +158,15 @@ impl RedisStore {
                 return Ok(false);
             }
         }
-        place.next = replies.first().and_then(reply::number).map(Stamp::from_micros);
-        Ok(!place.is_overdue())
+        // Where somebody waits, there is something to wait for, unless the record was lost.
+        let Some(next) = replies.first().and_then(reply::number).map(Stamp::from_micros) else { return Ok(false) };
+        place.next = Some(next);
+        let sleep_on = !place.is_overdue();
+        if !place.watches {
+            // As long as all goes well, that is somebody else's.
+            place.next = None;
+        }
+        Ok(sleep_on)
     }
 
     /// Takes a word off one of the lists; nothing if there is none for `span`. The server may be `late` with
