@@ -225,3 +225,15 @@ fn only_the_command_leaves_a_core() {
     done.died_of(SIGQUIT);
     assert!(!done.status.core_dumped(), "{done:#?}");
 }
+
+#[test]
+fn a_large_tree_is_ended_about_as_fast_as_a_small_one() {
+    let store = Store::new();
+    // What a shell ignores its children ignore.
+    let script = "trap '' TERM; i=0; while [ $i -lt 400 ]; do sleep 60 & i=$((i + 1)); done; echo ready; wait";
+    let options = ["--max-run", "4s", "--kill-after", "0.2s"];
+    let holder = store.holding("k", &options, script);
+    let done = holder.finish();
+    // To look through /proc again after each of them would take many seconds, and the guardian be thought frozen.
+    done.says(124, &["the command ran for 4s"]);
+}

@@ -30,6 +30,8 @@ struct Kept {
     records: Mutex<HashMap<Key, Record>>,
     changed: Condvar,
     silent: AtomicBool,
+    /// Lets nobody in, so that nothing is carried out.
+    shut: AtomicBool,
     /// Carries out the next change, but its reply is lost.
     loses_a_reply: AtomicBool,
 }
@@ -71,6 +73,9 @@ impl Register for Memory {
     ) -> Result<T, StoreError> {
         if self.0.silent.load(Ordering::SeqCst) {
             return Err(no_answer());
+        }
+        if self.0.shut.swap(false, Ordering::SeqCst) {
+            return Err(StoreError::new(Trouble::Unreachable, "nobody is there").before_anything());
         }
         let mut records = self.0.records.lock().expect("no test panics inside");
         let answer = change(records.entry(key.clone()).or_insert_with(|| Record::new(key.clone())), &Now);
@@ -247,6 +252,19 @@ fn a_lost_reply_does_not_lock_us_out_of_our_own_lock() {
     assert!(ours < theirs, "{ours:?} is not less than {theirs:?}");
     assert_eq!((lease.fence(), bench.record().counters.grants), (bench.record().fence, 1));
     assert_ne!(lease.fence(), Fence(0));
+}
+
+#[test]
+fn a_lease_that_is_gone_is_not_called_given_back_because_a_try_came_to_nothing() {
+    let bench = Bench::new();
+    let lease = bench.lease();
+    bench.store.revoke(&bench.key, &[lease.id()], true).expect("memory answers");
+    bench.memory.shut.store(true, Ordering::SeqCst);
+    assert_eq!(lease.release(None).expect("memory answers"), Released::NotYours);
+    // But a try that only lost its answer may have done it.
+    let lease = bench.lease();
+    bench.memory.loses_a_reply.store(true, Ordering::SeqCst);
+    assert_eq!(lease.release(None).expect("memory answers"), Released::Freed);
 }
 
 #[test]

@@ -24,6 +24,9 @@ pub(super) fn who(info: &Info) -> String {
 /// Who has `key` when the store's clock shows `now`, as the beginning of a sentence.
 pub(super) fn taken(key: &Key, holders: &[Hold], waiting: usize, now: Stamp) -> String {
     let Some(first) = holders.first() else {
+        if waiting == 0 {
+            return format!("'{key}' is taken");
+        }
         return format!("'{key}' is waited for by {waiting} before us");
     };
     if first.is_cooling() {

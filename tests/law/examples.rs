@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use dlock::model::{
-    Answer, Ask, Fence, Grant, Info, Key, LeaseId, Mode, OFFER, Patience, Record, Refusal, Released, Renewed, Stamp,
-    Standing, Unlocked,
+    Answer, Ask, Ending, Fence, Grant, Info, Key, LeaseId, Mode, OFFER, OFFERS, Patience, Record, Refusal, Released,
+    Renewed, Stamp, Standing, Unlocked,
 };
 
 use super::world::World;
@@ -271,4 +271,33 @@ fn a_writer_does_not_starve_among_readers() {
     }
     record.release(&world, lease(1), None);
     granted(&record.acquire(&world, &ask(2)));
+}
+
+#[test]
+fn a_lease_whose_command_never_ran_keeps_nobody_out() {
+    let (world, mut record) = start();
+    let ask = Ask { min_hold: Duration::from_secs(600), ..ask(1) };
+    assert!(matches!(record.acquire(&world, &ask), Answer::Granted(_)));
+    assert_eq!(record.release(&world, ask.level, None), Released::Freed);
+    assert!(matches!(record.acquire(&world, &ask), Answer::Granted(_)));
+    assert_eq!(record.release(&world, ask.level, Some(Ending::default())), Released::Cooling);
+}
+
+#[test]
+fn a_crowd_is_offered_the_key_a_few_at_a_time() {
+    let (mut world, mut record) = start();
+    let writer = ask(1);
+    assert!(matches!(record.acquire(&world, &writer), Answer::Granted(_)));
+    let readers: Vec<Ask> = (2..42).map(|number| shared(number, TTL)).collect();
+    for reader in &readers {
+        assert!(matches!(record.acquire(&world, reader), Answer::Queued(_)));
+    }
+    record.release(&world, writer.level, None);
+    // Each takes it in nine tenths of the time of an offer divided by how many are offered it.
+    for (at, reader) in readers.iter().enumerate() {
+        let offered = record.queue.iter().filter(|waiter| waiter.offered_at.is_some()).count();
+        assert_eq!(offered, OFFERS.min(readers.len() - at));
+        world.pass(OFFER * 9 / 10 / u32::try_from(OFFERS).expect("a few"));
+        assert!(matches!(record.acquire(&world, reader), Answer::Granted(_)), "reader {at} lost its place");
+    }
 }

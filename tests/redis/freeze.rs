@@ -7,13 +7,15 @@ use std::path::Path;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTERM};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 
 use super::{BOUNDED, lease_end};
 use crate::support::journal::Journal;
 use crate::support::redis::{REDIS, Server, VALKEY, on_a_server, on_both};
 use crate::support::tree::Tree;
-use crate::support::{Running, Store, has, wait_for};
+use crate::support::{Running, Store, child_of, has, wait_for};
 
 /// What makes a server write down what it does, before it tells of it.
 const WRITES_DOWN: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "no"];
@@ -228,5 +230,63 @@ fn a_waiter_that_was_frozen_when_its_turn_came_waits_again() {
         frozen.finish().is(0, "", "");
         assert_eq!(journal.entered(), ["other", "frozen"]);
         assert_eq!(journal.most_at_once(), 1, "{:?}", journal.lines());
+    });
+}
+
+#[test]
+fn who_gives_up_on_a_frozen_server_keeps_nobody_out_when_it_thaws() {
+    on_both(|store| {
+        store.run(&["run", "other", "--", "true"]).is(0, "", "");
+        store.server().freeze();
+        let run = ["run", "k", "-n", "--min-hold", "10m", "--store-timeout", "1", "--", "echo", "started"];
+        store.run(&run).says(69, &["did not answer"]);
+        let waiter = Running::start(&mut store.dlock(&["run", "k", "--min-hold", "10m", "--", "echo", "started"]));
+        sleep(Duration::from_millis(1200));
+        waiter.signal(SIGTERM);
+        waiter.finish().died_of(SIGTERM);
+        store.server().thaw();
+        store.run(&["run", "k", "-n", "--", "echo", "in"]).is(0, "in\n", "");
+    });
+}
+
+#[test]
+fn whose_time_is_over_while_the_server_hesitates_is_told_that_the_key_is_taken() {
+    on_both(|store| {
+        let _holder = store.hold("k");
+        let waiter = Running::start(&mut store.dlock(&["run", "k", "-w", "1.5", "--", "true"]));
+        store.await_waiting("k", 1);
+        store.server().freeze();
+        let done = waiter.finish();
+        store.server().thaw();
+        done.says(75, &["'k' is", "gave up after 1s"]);
+    });
+}
+
+#[test]
+fn dlock_itself_ends_the_tree_in_time_when_its_guardian_and_the_server_are_frozen() {
+    on_both(|store| {
+        let tree = store.holding_tree(&["--ttl", "4"]);
+        let guardian = child_of(tree.dlock.pid().as_raw());
+        // The server is asked for the end first; beats go on meanwhile, so it ends no sooner than that.
+        kill(Pid::from_raw(guardian), SIGSTOP).expect("it lives");
+        store.server().freeze();
+        let end = SystemTime::now() + Duration::from_secs(4);
+        assert!(store.await_end_of_tree() < end, "the tree outlived its lease");
+        assert_eq!(tree.dlock.finish().status.code(), Some(76));
+        store.server().thaw();
+    });
+}
+
+#[test]
+fn a_command_that_may_go_on_without_its_lease_does_so_also_when_its_dlock_is_frozen() {
+    on_both(|store| {
+        let mut holder = store.holding("k", &["--ttl", "1", "--on-lost", "continue"], "echo ready; read x; echo $x");
+        holder.freeze();
+        // Somebody else has the key when the lease is over.
+        store.run(&["run", "k", "-w", "20", "--", "echo", "next"]).is(0, "next\n", "");
+        holder.signal(SIGCONT);
+        holder.write_line("on");
+        holder.await_line("on");
+        holder.finish().says(76, &["lost 'k'"]);
     });
 }

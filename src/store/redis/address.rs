@@ -232,6 +232,7 @@ mod tests {
             ("redis://:s3cret@h?ca=x", "'ca' is for TLS"),
             ("redis://:s3cret@h?wait=1", "knows no 'wait'"),
             ("redis://u:12?s3cret@h", "written %3F"),
+            ("redis://u:12?s3cret=et@h", "written %3F"),
             ("redis://:s3cret@h?prefix=a&prefix=b", "twice"),
             ("redis://:s3cret@h?prefix=", "prefix"),
             ("rediss://:s3cret@h?cert=x", "need each other"),
