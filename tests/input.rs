@@ -166,7 +166,7 @@ fn a_store_that_cannot_be_understood_is_bad_configuration() {
         run(name, "").says(78, &[name, "is set, but empty"]);
     }
     run("DLOCK_STORE_FILE", "/nonexistent").says(78, &["'/nonexistent'"]);
-    for (text, words) in [("", "one line"), ("file:a\nfile:b\n", "one line"), ("gopher:x\n", "gopher")] {
+    for (text, words) in [("", "one line"), ("file:a\nfile:b\n", "one line"), ("gopher:x\n", "no store URL")] {
         fs::write(store.path("url"), text).expect("a file");
         run("DLOCK_STORE_FILE", &store.path("url").to_string_lossy()).says(78, &[words]);
     }

@@ -3,6 +3,7 @@
 //! Pure. No I/O, and no clock but the [`Clock`] that is handed in, so the same law serves every store
 //! that keeps a [`Record`], and is the oracle for those that speak it natively.
 
+mod ask;
 mod id;
 mod key;
 mod law;
@@ -10,12 +11,10 @@ mod mode;
 mod record;
 mod stamp;
 
+pub use ask::{Answer, Ask, Clock, Grant, Patience, Refusal, Released, Renewed, Role, Standing, Unlocked};
 pub use id::{Fence, LeaseId, LevelId, NotALease};
 pub use key::{Key, KeyError};
-pub use law::{
-    Answer, Ask, Clock, Grant, OFFER, OFFERS, Patience, Refusal, Released, Renewed, Role, SIGN_OF_LIFE, Standing,
-    Unlocked,
-};
+pub use law::{OFFER, OFFERS, SIGN_OF_LIFE};
 pub use mode::Mode;
 pub use record::{
     Counters, Ending, Event, EventKind, Hold, Info, LAYOUT, Level, MAX_EVENTS, Record, RecordError, Ticket, Waiter,
