@@ -24,7 +24,7 @@ pub enum Role {
     Holding,
 }
 
-/// What one asks for with [`Record::acquire`].
+/// What one asks for with [`super::Record::acquire`].
 #[derive(Clone, Debug)]
 pub struct Ask {
     /// The lease: a new one, or the one to enter again.
@@ -61,7 +61,7 @@ pub enum Patience {
     SignOfLife(Duration),
 }
 
-/// The answer to [`Record::acquire`].
+/// The answer to [`super::Record::acquire`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     /// The key is ours.
@@ -98,7 +98,7 @@ pub enum Refusal {
     Lost,
 }
 
-/// The answer to [`Record::renew`].
+/// The answer to [`super::Record::renew`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewed {
     /// The level counts at least until then; nothing where the store itself sees the holder die.
@@ -109,7 +109,7 @@ pub enum Renewed {
     NotYours,
 }
 
-/// The answer to [`Record::release`].
+/// The answer to [`super::Record::release`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Released {
     /// The hold has ended.
@@ -124,7 +124,7 @@ pub enum Released {
     NotYours,
 }
 
-/// The answer to [`Record::unlock`].
+/// The answer to [`super::Record::unlock`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unlocked {
     /// How many of the leases have ended.
