@@ -247,11 +247,17 @@ impl Guard {
 
     fn witness(&mut self) {
         while let Ok(Some(info)) = self.signals.read_signal() {
-            if let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed())
-                && signal != SIGCHLD
-            {
-                self.witnessed.push((signal, Moment::now()));
-            }
+            let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed()) else { continue };
+            // The kernel takes back a signal to go on that nobody has read yet when one to stop comes, and the other
+            // way round; dlock may have had it by then.
+            let taken_back = match signal {
+                SIGCHLD => continue,
+                Signal::SIGTSTP => Some(SIGCONT),
+                SIGCONT => Some(Signal::SIGTSTP),
+                _ => None,
+            };
+            let now = Moment::now();
+            self.witnessed.extend([Some(signal), taken_back].into_iter().flatten().map(|signal| (signal, now)));
         }
     }
 
