@@ -167,7 +167,10 @@ impl Guard {
             }
             // Every time: carrying out an order may have read the SIGCHLD.
             self.reap()?;
-            self.look_at_clock()?;
+            // If we were frozen, the next order may have moved the deadline on.
+            if !orders {
+                self.look_at_clock()?;
+            }
         }
     }
 

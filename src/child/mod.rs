@@ -62,6 +62,8 @@ pub struct Outcome {
     pub failed: Option<i32>,
     /// The guardian was killed, and the command with it.
     pub orphaned: bool,
+    /// There was a command.
+    pub started: bool,
 }
 
 impl Guardian {
@@ -153,7 +155,7 @@ impl Guardian {
                     Action::Kill => self.tell(&Order::Kill),
                     Action::KillGuardian => self.kill(),
                     Action::KillOrphans => {
-                        orphaned = state.status.is_none();
+                        orphaned = state.status.is_none() && command.is_some();
                         self.kill();
                         tree::destroy(&self.spared, |pid, status| {
                             if Some(pid) == command {
@@ -164,7 +166,7 @@ impl Guardian {
                     Action::Finish => {
                         self.at_work.store(false, Ordering::Relaxed);
                         let State { verdict, status, failed, .. } = state;
-                        return Outcome { status, verdict, failed, orphaned };
+                        return Outcome { status, verdict, failed, orphaned, started: command.is_some() };
                     }
                 }
             }

@@ -96,9 +96,10 @@ fn attend(
     ];
     env.extend(settings.handed_on.iter().map(|(name, value)| ((*name).into(), value.clone())));
     let started = lease.sign_of_life().map_err(Failure::from).and_then(|sign| {
-        let started = guardian.start(env, sign.as_ref(), lease.deadline(), sender);
-        let kept = started.and_then(|()| lease.keep(plan.beat, plan.policy.kill_after, sender));
-        kept.map_err(|error| Failure::os("cannot start the command", &error))
+        // The start comes last: if anything fails, there is no command yet.
+        let kept = lease.keep(plan.beat, plan.policy.kill_after, sender);
+        let started = kept.and_then(|()| guardian.start(env, sign.as_ref(), lease.deadline(), sender));
+        started.map_err(|error| Failure::os("cannot start the command", &error))
     });
     if let Err(failure) = started {
         // Nothing of the command is left: without us, its guardian ends it.
@@ -108,7 +109,7 @@ fn attend(
     let outcome = guardian.supervise(lease.deadline(), events, |verdict| announce(plan, verdict));
     let ending = match outcome.status {
         // What never ran keeps nobody out.
-        _ if outcome.failed.is_some() => None,
+        _ if !outcome.started => None,
         Some(Status::Exited(code)) => Some(model::Ending { exit: Some(code), ..model::Ending::default() }),
         Some(Status::Killed(number)) => Some(model::Ending { signal: Some(number), ..model::Ending::default() }),
         None => Some(model::Ending::default()),

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, raise};
 use super::{Acquired, Lease, Limits, PAUSE, REQUEST, gave_up, pause};
 use crate::clock::{Deadline, Moment};
 use crate::event::Event;
-use crate::model::{Answer, Ask, Key, Renewed};
+use crate::model::{Answer, Ask, Key, Refusal, Renewed};
 use crate::signal;
 use crate::store::{Store, StoreError, Trouble, Watch};
 
@@ -169,10 +169,13 @@ impl Asker<'_> {
         loop {
             let sent = Moment::now();
             let asked = self.unanswered.unwrap_or(sent);
-            let answer = self.store.acquire(self.key, self.ask, within).inspect_err(|error| {
-                self.unanswered = self.unanswered.or_else(|| error.maybe_done.then_some(sent));
-            })?;
-            self.unanswered = None;
+            // Until there is a definite answer: a store that tried twice tells of its second try only, and a request
+            // that was lost may arrive while we are queued.
+            self.unanswered = Some(asked);
+            let answer = self.store.acquire(self.key, self.ask, within)?;
+            if !matches!(answer, Answer::Queued(_)) {
+                self.unanswered = None;
+            }
             let is_late = Moment::now().since(asked) > ttl / 4;
             if !matches!(answer, Answer::Granted(_)) || !self.store.capabilities().beats || !is_late {
                 return Ok((answer, asked));
@@ -183,7 +186,12 @@ impl Asker<'_> {
             self.unanswered = None;
             match renewed {
                 Renewed::Until(_) => return Ok((answer, sent)),
-                Renewed::Revoked => drop(self.store.release(self.key, self.ask.level, None, within)?),
+                Renewed::Revoked => {
+                    // Somebody took it away before we knew of it. The level is not asked for again: a release of
+                    // it that comes late must not meet a new lease.
+                    self.store.release(self.key, self.ask.level, None, within)?;
+                    return Ok((Answer::Refused(Refusal::Lost), sent));
+                }
                 Renewed::NotYours => {}
             }
         }

@@ -251,7 +251,8 @@ impl Wire {
             if left.is_zero() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            match work(self, Some(left)) {
+            // Less than a microsecond would be no limit at all.
+            match work(self, Some(left.max(Duration::from_micros(1)))) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 done => return done,
             }

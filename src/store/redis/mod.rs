@@ -42,6 +42,9 @@ const LAW_SHA1: &str = "dbb5e4b19a870c4a388287d0bc39af87a255fdc9";
 /// What of a key would end the part of a name that a Cluster looks at, or is the escape itself.
 const BRACES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
 
+/// How many connections without an answer are kept at most.
+const MAX_STUCK: usize = 8;
+
 /// A store in a Redis server.
 pub struct RedisStore {
     address: Address,
@@ -193,8 +196,12 @@ impl RedisStore {
     ) -> Result<Vec<Value>, Failure> {
         let replies = connection.ask(commands, until.left());
         match (&replies, level) {
+            // One that serves us no more, say a master that was demoted, may have a better one behind its address.
+            (Ok(replies), _) if replies.iter().any(is_refusal) => {}
             (Ok(_), _) => lock(&self.idle).push(connection),
-            (Err(Failure::Silent), Some(level)) => lock(&self.stuck).push((level, connection)),
+            (Err(Failure::Silent), Some(level)) if lock(&self.stuck).len() < MAX_STUCK => {
+                lock(&self.stuck).push((level, connection));
+            }
             _ => {}
         }
         replies
@@ -243,7 +250,6 @@ impl Store for RedisStore {
         }
         let reply = self.law_for(Some(ask.level), key, "acquire", &[&question.to_string()], within)?;
         let heard = Moment::now();
-        lock(&self.stuck).retain(|(level, _)| *level != ask.level);
         let (answer, clock, queued) = reply.answer().map_err(|failure| failure.at(&self.address))?;
         self.hear(clock);
         let mut places = lock(&self.places);
@@ -266,9 +272,11 @@ impl Store for RedisStore {
         ending: Option<Ending>,
         within: Duration,
     ) -> Result<Released, StoreError> {
-        self.take_back(key, level);
         let ending = ending.map_or_else(String::new, |ending| json!(ending).to_string());
-        let reply = self.law(key, "release", &[&level.secret(), &ending], within)?;
+        let reply = self.law(key, "release", &[&level.secret(), &ending], within);
+        // After it: what a late request is granted goes, and what we hold was given back with its ending.
+        self.take_back(key, level);
+        let reply = reply?;
         lock(&self.places).remove(&level);
         reply.released().map_err(|failure| failure.at(&self.address))
     }
@@ -328,6 +336,10 @@ impl Clock for At {
     fn attends(&self, _: Ticket, _: Role) -> bool {
         false
     }
+}
+
+fn is_refusal(reply: &Value) -> bool {
+    matches!(reply, Value::ServerError(error) if error.code() != "NOSCRIPT")
 }
 
 fn micros(span: Duration) -> String {

@@ -35,8 +35,8 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// Whether the connection had ended before the server saw the request: a connection that was idle for
-    /// long, or a server that was restarted.
+    /// Whether the connection had ended: one that was idle for long, or whose server was restarted. The server
+    /// may have seen the request.
     pub(super) fn is_stale(&self) -> bool {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
         matches!(self, Self::Io(error)
