@@ -15,6 +15,17 @@ pub trait Clock {
     fn attends(&self, ticket: Ticket, role: Role) -> bool;
 }
 
+/// An instant is a clock that shows it, where nobody lives but by time.
+impl Clock for Stamp {
+    fn now(&self) -> Stamp {
+        *self
+    }
+
+    fn attends(&self, _: Ticket, _: Role) -> bool {
+        false
+    }
+}
+
 /// What a ticket is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {

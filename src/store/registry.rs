@@ -45,9 +45,10 @@ impl Url {
             if text.contains('@') {
                 return Err(BadUrl("it is no store URL: it has no scheme, as in 'redis://HOST'".into()));
             }
-            let meant =
-                if text.contains('/') { format!("a directory is written 'file:{text}'") } else { KNOWN.join(", ") };
-            return Err(BadUrl(format!("'{text}' is no store URL; {meant}")));
+            let known = KNOWN.join(", ");
+            let directory = text.contains('/').then(|| format!("a directory is written 'file:{text}'; "));
+            let directory = directory.unwrap_or_default();
+            return Err(BadUrl(format!("'{text}' is no store URL; {directory}this dlock knows {known}")));
         };
         match scheme {
             "file" => {

@@ -84,19 +84,6 @@ impl Clock for Reading<'_> {
     }
 }
 
-/// The clock of a key without a file: nobody holds it.
-struct Untouched(Stamp);
-
-impl Clock for Untouched {
-    fn now(&self) -> Stamp {
-        self.0
-    }
-
-    fn attends(&self, _: Ticket, _: Role) -> bool {
-        false
-    }
-}
-
 impl FileRegister {
     /// The register in `path`, which is made if it is missing and `make` says so; else it has no keys.
     ///
@@ -296,7 +283,7 @@ impl Register for FileRegister {
             let mut record = Record::new(key.clone());
             let fresh = record.clone();
             let now = Stamp::from_micros(u64::try_from(wall_clock()).unwrap_or(0));
-            let answer = change(&mut record, &Untouched(now));
+            let answer = change(&mut record, &now);
             if record == fresh {
                 return Ok(answer);
             }

@@ -29,8 +29,7 @@ use wait::Place;
 use super::{Capabilities, Store, StoreError, Watch};
 use crate::clock::Moment;
 use crate::model::{
-    Answer, Ask, Clock, Ending, Key, LeaseId, LevelId, Patience, Record, Released, Renewed, Role, SIGN_OF_LIFE, Stamp,
-    Ticket, Unlocked,
+    Answer, Ask, Ending, Key, LeaseId, LevelId, Patience, Record, Released, Renewed, SIGN_OF_LIFE, Stamp, Unlocked,
 };
 
 /// The operations of src/model/law.rs.
@@ -293,7 +292,7 @@ impl Store for RedisStore {
         let reply = self.law(key, "look", &[], self.patience)?;
         let record = reply.record(key).map_err(|failure| failure.at(&self.address))?;
         self.hear(record.as_ref().map(|(_, now)| *now));
-        Ok(record.map(|(record, now)| record.seen(&At(now))))
+        Ok(record.map(|(record, now)| record.seen(&now)))
     }
 
     fn now(&self) -> Stamp {
@@ -322,19 +321,6 @@ impl Store for RedisStore {
 
     fn sign_of_life(&self, _: LevelId) -> Result<Option<OwnedFd>, StoreError> {
         Ok(None)
-    }
-}
-
-/// A clock that shows one instant. All leases here go by time.
-struct At(Stamp);
-
-impl Clock for At {
-    fn now(&self) -> Stamp {
-        self.0
-    }
-
-    fn attends(&self, _: Ticket, _: Role) -> bool {
-        false
     }
 }
 

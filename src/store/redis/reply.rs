@@ -13,7 +13,7 @@ use crate::model::{
 };
 
 /// Fields that the script keeps as text, since Lua would round them.
-const NUMBERS: [&str; 7] = ["fence", "granted_at", "asked_at", "hold_until", "until", "ticket", "at"];
+const NUMBERS: [&str; 8] = ["fence", "granted_at", "asked_at", "hold_until", "until", "ticket", "at", "micros"];
 
 /// Fields that the script passes through.
 const OPAQUE: [&str; 2] = ["info", "ending"];
@@ -153,11 +153,11 @@ impl Reply {
             let Some(waiter) = waiters.get(lease) else { continue };
             let mut waiter = object(waiter)?;
             waiter.insert("lease".into(), lease.into());
-            waiter.insert("ticket".into(), ticket.into());
+            waiter.insert("ticket".into(), parse(ticket)?);
             // Who never showed its life is dead.
-            waiter.insert("until".into(), (*lives.get(lease).unwrap_or(&"0")).into());
+            waiter.insert("until".into(), parse(lives.get(lease).unwrap_or(&"0"))?);
             if let Some(since) = fields.get(&*format!("o:{lease}")) {
-                waiter.insert("offered_at".into(), since.parse::<u64>().map_err(|_| odd())?.into());
+                waiter.insert("offered_at".into(), parse(since)?);
             }
             queue.push(read::<Waiter>(waiter)?);
         }
@@ -217,7 +217,7 @@ fn mend(value: &mut Json) -> Option<()> {
     match value {
         Json::Array(values) => values.iter_mut().try_for_each(mend),
         Json::Object(fields) => fields.iter_mut().try_for_each(|(name, value)| match value {
-            Json::String(text) if NUMBERS.contains(&&**name) || name == "micros" => {
+            Json::String(text) if NUMBERS.contains(&&**name) => {
                 *value = text.parse::<u64>().ok()?.into();
                 Some(())
             }
@@ -231,14 +231,12 @@ fn mend(value: &mut Json) -> Option<()> {
     }
 }
 
-fn read<T: DeserializeOwned>(mut fields: Map<String, Json>) -> Result<T, Failure> {
-    for name in ["ticket", "until"] {
-        if let Some(Json::String(text)) = fields.get(name) {
-            let number: u64 = text.parse().map_err(|_| odd())?;
-            fields.insert(name.into(), number.into());
-        }
-    }
+fn read<T: DeserializeOwned>(fields: Map<String, Json>) -> Result<T, Failure> {
     serde_json::from_value(Json::Object(fields)).map_err(|_| odd())
+}
+
+fn parse(number: &str) -> Result<Json, Failure> {
+    number.parse::<u64>().map(Json::from).map_err(|_| odd())
 }
 
 pub(super) fn text(value: &Value) -> Option<&str> {
