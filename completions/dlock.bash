@@ -161,7 +161,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__run)
-            opts="-n -w -E -s -k -S -q -v -h --nonblock --wait --conflict-exit-code --if-fence --shared --slots --ttl --min-hold --max-reentry --note --kill-after --max-run --on-lost --store --store-file --store-timeout --quiet --verbose --help"
+            opts="-n -w -E -s -k -S -q -v -h --nonblock --wait --conflict-exit-code --if-fence --shared --slots --ttl --min-hold --note --max-reentry --kill-after --max-run --on-lost --store --store-file --store-timeout --quiet --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -199,11 +199,11 @@ _dlock() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --max-reentry)
+                --note)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --note)
+                --max-reentry)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

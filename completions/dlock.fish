@@ -43,8 +43,8 @@ complete -c dlock -n "__fish_dlock_using_subcommand run" -l if-fence -d 'Take th
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l slots -d 'Hold it together with at most N-1 others' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l ttl -d 'How long the lease lives unrenewed, at least 500ms [default: 30s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l min-hold -d 'Keep the key taken for at least DUR, even if the command ends sooner' -r
-complete -c dlock -n "__fish_dlock_using_subcommand run" -l max-reentry -d 'How deep the lease may be entered again by runs inside [default: 16]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l note -d 'Shown by status (or DLOCK_NOTE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l max-reentry -d 'How deep the lease may be entered again by runs inside [default: 16]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s k -l kill-after -d 'From SIGTERM to SIGKILL [default: 5s, or a third of the ttl if less]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l max-run -d 'Stop the command after DUR and exit 124' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l on-lost -d 'What a lost lease does to the command: stop or continue [default: stop]' -r -f -a "stop\t'It is stopped'

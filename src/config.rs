@@ -45,19 +45,15 @@ pub struct Settings {
     pub store_timeout: Duration,
 }
 
-/// What `dlock run` is to do.
+/// How to ask for a key.
 #[derive(Debug)]
-pub struct RunPlan {
+pub struct Terms {
     /// The key.
     pub key: Key,
-    /// The command.
-    pub program: Program,
     /// How to hold the key.
     pub mode: Mode,
     /// How long the lease counts unrenewed.
     pub ttl: Duration,
-    /// How often it is renewed.
-    pub beat: Duration,
     /// How long to wait.
     pub limits: Limits,
     /// What to exit with if the key is not to be had.
@@ -66,12 +62,23 @@ pub struct RunPlan {
     pub if_fence: Option<Fence>,
     /// How long the key stays taken at least.
     pub min_hold: Duration,
+    /// Who we are.
+    pub info: Info,
+}
+
+/// What `dlock run` is to do.
+#[derive(Debug)]
+pub struct RunPlan {
+    /// How to ask for the key.
+    pub terms: Terms,
+    /// The command.
+    pub program: Program,
+    /// How often the lease is renewed.
+    pub beat: Duration,
     /// How many levels may be open beside the first.
     pub max_reentry: u32,
     /// What is done to the command, and when.
     pub policy: Policy,
-    /// Who we are.
-    pub info: Info,
 }
 
 /// How much to say.
@@ -194,6 +201,41 @@ fn default_directory() -> Result<PathBuf, Failure> {
     Ok(state.join("dlock"))
 }
 
+impl Terms {
+    /// What the arguments mean for a lease of `program`, if one is run.
+    ///
+    /// # Errors
+    /// [`Failure`] with 64.
+    pub fn read(key: Key, terms: cli::Terms, program: Option<String>, settings: &Settings) -> Result<Self, Failure> {
+        let mode = match (terms.shared, terms.slots) {
+            (true, _) => Mode::Shared,
+            (_, Some(size)) => {
+                Mode::Slots(NonZeroU32::new(size).ok_or_else(|| Failure::usage("--slots needs at least 1"))?)
+            }
+            _ => Mode::Exclusive,
+        };
+        let wait = match (terms.nonblock, terms.wait) {
+            (true, _) => Some(Duration::ZERO),
+            (_, Some(text)) => Some(span("--wait", &text)?),
+            _ => None,
+        };
+        let note = terms.note.or_else(|| env::var("DLOCK_NOTE").ok()).filter(|note| !note.is_empty());
+        if note.as_ref().is_some_and(|note| note.len() > MAX_NOTE) {
+            return Err(Failure::usage(format!("a note has at most {MAX_NOTE} bytes")));
+        }
+        Ok(Self {
+            key,
+            mode,
+            ttl: ttl(terms.ttl.as_deref())?,
+            limits: Limits { wait, store: settings.store_timeout },
+            conflict: terms.conflict_exit_code.unwrap_or(Code::Busy.number()),
+            if_fence: terms.if_fence.map(Fence),
+            min_hold: terms.min_hold.map_or(Ok(Duration::ZERO), |text| span("--min-hold", &text))?,
+            info: info(program, note),
+        })
+    }
+}
+
 impl RunPlan {
     /// What the arguments of `run` mean.
     ///
@@ -205,52 +247,36 @@ impl RunPlan {
         let name = words.next().filter(|name| !name.is_empty());
         let name = name.ok_or_else(|| Failure::usage("the command has no name"))?;
         let program = Program { name, args: words.collect() };
-        let mode = match (run.shared, run.slots) {
-            (true, _) => Mode::Shared,
-            (_, Some(size)) => {
-                Mode::Slots(NonZeroU32::new(size).ok_or_else(|| Failure::usage("--slots needs at least 1"))?)
-            }
-            _ => Mode::Exclusive,
-        };
-        let ttl = run.ttl.map_or(Ok(Duration::from_secs(30)), |text| positive("--ttl", &text))?;
-        if ttl < MIN_TTL {
-            return Err(Failure::usage("--ttl must be at least 500ms"));
-        }
+        let program_name = Path::new(&program.name).file_name().unwrap_or(&program.name);
+        let terms = Terms::read(key, run.terms, Some(program_name.to_string_lossy().into_owned()), settings)?;
+        let ttl = terms.ttl;
         let shorter = (ttl / 3).min(Duration::from_secs(5));
         let kill_after = run.kill_after.map_or(Ok(shorter), |text| positive("--kill-after", &text))?;
         // What is left is for three beats.
         if kill_after > ttl * 2 / 3 {
             return Err(Failure::usage("--kill-after must be at most two thirds of --ttl"));
         }
-        let wait = match (run.nonblock, run.wait) {
-            (true, _) => Some(Duration::ZERO),
-            (_, Some(text)) => Some(span("--wait", &text)?),
-            _ => None,
-        };
-        let program_name = Path::new(&program.name).file_name().unwrap_or(&program.name);
-        let note = run.note.or_else(|| env::var("DLOCK_NOTE").ok()).filter(|note| !note.is_empty());
-        if note.as_ref().is_some_and(|note| note.len() > MAX_NOTE) {
-            return Err(Failure::usage(format!("a note has at most {MAX_NOTE} bytes")));
-        }
         Ok(Self {
-            key,
-            mode,
-            ttl,
             beat: ttl.saturating_sub(kill_after) / 3,
-            limits: Limits { wait, store: settings.store_timeout },
-            conflict: run.conflict_exit_code.unwrap_or(Code::Busy.number()),
-            if_fence: run.if_fence.map(Fence),
-            min_hold: run.min_hold.map_or(Ok(Duration::ZERO), |text| span("--min-hold", &text))?,
+            terms,
+            program,
             max_reentry: run.max_reentry.unwrap_or(16),
             policy: Policy {
                 stop_when_lost: run.on_lost.unwrap_or_default() == OnLost::Stop,
                 kill_after,
                 max_run: run.max_run.map(|text| positive("--max-run", &text)).transpose()?,
             },
-            info: info(Some(program_name.to_string_lossy().into_owned()), note),
-            program,
         })
     }
+}
+
+/// Reads how long a lease counts.
+///
+/// # Errors
+/// [`Failure`] with 64.
+pub fn ttl(text: Option<&str>) -> Result<Duration, Failure> {
+    let ttl = text.map_or(Ok(Duration::from_secs(30)), |text| positive("--ttl", text))?;
+    if ttl < MIN_TTL { Err(Failure::usage("--ttl must be at least 500ms")) } else { Ok(ttl) }
 }
 
 /// Reads a key.

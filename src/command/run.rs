@@ -34,17 +34,17 @@ pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure
     let ready = ready.map_err(|error| Failure::os("cannot start the guardian", &error))?;
     let Some((guardian, asked)) = ready else { return Ok(Ending::OK) };
     let store = super::open(&settings, Intent::Lock)?;
-    if !store.capabilities().allow(plan.mode) {
-        let words = format!("{} cannot hold a key as {}", store.describe(), plan.mode);
+    if !store.capabilities().allow(plan.terms.mode) {
+        let words = format!("{} cannot hold a key as {}", store.describe(), plan.terms.mode);
         return Err(Failure::new(Code::Config, words));
     }
     let ask = ask(&plan, &held, store.identity())?;
-    let acquired = holder::acquire(&store, &plan.key, &ask, plan.limits, (&sender, &events))?;
+    let acquired = holder::acquire(&store, &plan.terms.key, &ask, plan.terms.limits, (&sender, &events))?;
     match acquired {
         Acquired::Lease(lease) => {
             // A signal that came meanwhile means: do not start the command.
             if let Some(signal) = asked.signal() {
-                give_back(&plan.key, lease, None, false);
+                give_back(&plan.terms.key, lease, None, false);
                 return Ok(Ending::Signal(signal as i32));
             }
             attend(&plan, &settings, held, &guardian, lease, &*store, (&sender, &events))
@@ -57,23 +57,23 @@ pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure
 
 fn ask(plan: &RunPlan, held: &Held, store: &str) -> Result<Ask, Failure> {
     let level = holder::new_lease_id().map_err(|error| Failure::os("cannot make a lease id", &error))?;
-    let patience = match plan.limits.wait {
+    let patience = match plan.terms.limits.wait {
         Some(wait) if wait.is_zero() => Patience::None,
         // Whoever compares wants to know at once.
-        _ if plan.if_fence.is_some() => Patience::None,
+        _ if plan.terms.if_fence.is_some() => Patience::None,
         _ => Patience::SignOfLife(model::SIGN_OF_LIFE),
     };
     Ok(Ask {
-        lease: held.lease(store, &plan.key).unwrap_or(level),
+        lease: held.lease(store, &plan.terms.key).unwrap_or(level),
         level,
-        mode: plan.mode,
-        ttl: Some(plan.ttl),
+        mode: plan.terms.mode,
+        ttl: Some(plan.terms.ttl),
         patience,
-        if_fence: plan.if_fence,
-        min_hold: plan.min_hold,
+        if_fence: plan.terms.if_fence,
+        min_hold: plan.terms.min_hold,
         max_reentry: plan.max_reentry,
         attended: true,
-        info: plan.info.clone(),
+        info: plan.terms.info.clone(),
     })
 }
 
@@ -87,7 +87,7 @@ fn attend(
     store: &dyn Store,
     (sender, events): (&Sender<Event>, &Receiver<Event>),
 ) -> Result<Ending, Failure> {
-    let key = &plan.key;
+    let key = &plan.terms.key;
     let mut env: Environment = vec![
         ("DLOCK_KEY".into(), Some(key.as_str().into())),
         ("DLOCK_LEASE".into(), Some(lease.id().secret().into())),
@@ -135,7 +135,7 @@ fn give_back(key: &model::Key, lease: Lease, ending: Option<&model::Ending>, was
 }
 
 fn announce(plan: &RunPlan, verdict: &Verdict) {
-    let key = &plan.key;
+    let key = &plan.terms.key;
     let Policy { stop_when_lost, max_run, .. } = plan.policy;
     match verdict {
         Verdict::Lost(why) if stop_when_lost => log::error!("lost '{key}': {why}; stopping the command"),
@@ -150,12 +150,12 @@ fn announce(plan: &RunPlan, verdict: &Verdict) {
 
 fn conclude(plan: &RunPlan, outcome: &Outcome, yours: bool) -> Ending {
     if outcome.orphaned {
-        log::error!("'{}': the guardian was killed, and the command with it", plan.key);
+        log::error!("'{}': the guardian was killed, and the command with it", plan.terms.key);
     }
     match &outcome.verdict {
         Some(Verdict::Lost(_) | Verdict::Revoked) => return Code::Lost.into(),
         _ if !yours => {
-            log::error!("lost '{}' while the command ran: it was not ours any more at the end", plan.key);
+            log::error!("lost '{}' while the command ran: it was not ours any more at the end", plan.terms.key);
             return Code::Lost.into();
         }
         Some(Verdict::MaxRun) => return Code::MaxRun.into(),
@@ -189,35 +189,37 @@ fn not_started(plan: &RunPlan, errno: Errno) -> Code {
 }
 
 fn busy(plan: &RunPlan, settings: &Settings, store: &dyn Store, holders: &[Hold], waiting: usize) -> Ending {
-    let gave_up = match plan.limits.wait {
-        Some(wait) if !wait.is_zero() && plan.if_fence.is_none() => format!("; gave up after {}", words::span(wait)),
+    let gave_up = match plan.terms.limits.wait {
+        Some(wait) if !wait.is_zero() && plan.terms.if_fence.is_none() => {
+            format!("; gave up after {}", words::span(wait))
+        }
         _ => String::new(),
     };
-    let mut taken = words::taken(&plan.key, holders, waiting, store.now());
-    if !holders.is_empty() && plan.mode.fits(holders.iter().map(|hold| hold.mode)) {
+    let mut taken = words::taken(&plan.terms.key, holders, waiting, store.now());
+    if !holders.is_empty() && plan.terms.mode.fits(holders.iter().map(|hold| hold.mode)) {
         taken.push_str(", and others wait for it before us");
     }
     log::warn!("{taken}{}{gave_up}", words::place(settings, store));
-    Ending::Code(plan.conflict)
+    Ending::Code(plan.terms.conflict)
 }
 
 fn refused(plan: &RunPlan, refusal: Refusal) -> Ending {
-    let key = &plan.key;
+    let key = &plan.terms.key;
     match refusal {
         Refusal::Fence(fence) => {
-            let expected = plan.if_fence.unwrap_or_default();
+            let expected = plan.terms.if_fence.unwrap_or_default();
             log::warn!("'{key}' has fence {fence} and not {expected}: somebody has held it since");
         }
         // These are mistakes of the job, which will not go over; so they are told even to `-q`.
         Refusal::TooDeep(0) => log::error!("'{key}' is held by this very job, and may not be entered again"),
         Refusal::TooDeep(limit) => log::error!("'{key}' may be entered again at most {limit} deep"),
         Refusal::Narrower(mode) => {
-            log::error!("'{key}' is held by this very job as {mode}, and cannot be entered as {}", plan.mode);
+            log::error!("'{key}' is held by this very job as {mode}, and cannot be entered as {}", plan.terms.mode);
         }
         Refusal::Lost => {
             log::error!("'{key}' is not held any more by the run around this one; unset DLOCK_HELD to start afresh");
             return Code::Lost.into();
         }
     }
-    Ending::Code(plan.conflict)
+    Ending::Code(plan.terms.conflict)
 }

@@ -1,28 +1,15 @@
-//! Completions and man pages, made from the definition of the command line.
+//! What the man pages say besides the options.
 
-use clap::Command;
-use clap_complete::Shell;
-use clap_mangen::Man;
-use clap_mangen::roff::{Roff, bold, roman};
-
-use crate::cli;
-use crate::exit::{Failure, TABLE};
-
-/// The completion script for a shell.
-pub(super) fn completions(shell: Shell) -> String {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut cli::definition(), "dlock", &mut script);
-    String::from_utf8_lossy(&script).into_owned()
-}
+use crate::exit::TABLE;
 
 /// What a page says besides the options.
-struct Page {
-    about: &'static str,
-    exit: &'static [(&'static str, &'static str)],
-    examples: &'static [(&'static str, &'static str)],
+pub(super) struct Page {
+    pub(super) about: &'static str,
+    pub(super) exit: &'static [(&'static str, &'static str)],
+    pub(super) examples: &'static [(&'static str, &'static str)],
 }
 
-const DLOCK: Page = Page {
+pub(super) const DLOCK: Page = Page {
     about: "dlock holds a named lease while a command runs, so that a job runs once at a time. A lease ends when \
             its command ends, and when dlock, the command or the machine dies. Who waits gets the key in the order \
             in which it came. Without a store, keys live in a directory of this machine; redis://HOST names a Redis or \
@@ -93,8 +80,11 @@ const FENCE: Page = Page {
     )],
 };
 
+/// The page of each verb, in the order of the help.
+pub(super) const VERBS: [(&str, Page); 4] = [("run", RUN), ("status", STATUS), ("unlock", UNLOCK), ("fence", FENCE)];
+
 /// What all verbs but `run`, whose table is whole, can exit with besides.
-const COMMON: [(&str, &str); 6] = [
+pub(super) const COMMON: [(&str, &str); 6] = [
     ("64", "bad usage, bad key"),
     ("69", "the store cannot be reached"),
     ("71", "the operating system refused"),
@@ -103,7 +93,7 @@ const COMMON: [(&str, &str); 6] = [
     ("78", "bad configuration, a store URL that cannot be understood"),
 ];
 
-const ENVIRONMENT: [(&str, &str); 8] = [
+pub(super) const ENVIRONMENT: [(&str, &str); 8] = [
     ("DLOCK_STORE", "the store, unless --store says otherwise"),
     ("DLOCK_STORE_FILE", "a file with the store's URL, so that a password stands in no argument list"),
     ("DLOCK_NOTE", "what --note says"),
@@ -114,85 +104,7 @@ const ENVIRONMENT: [(&str, &str); 8] = [
     ("PATH", "where the command is looked for"),
 ];
 
-const FILES: [(&str, &str); 2] = [
+pub(super) const FILES: [(&str, &str); 2] = [
     ("/var/lib/dlock", "the default directory for root"),
     ("~/.local/state/dlock", "the default directory for others"),
 ];
-
-/// The man page of a verb, or of dlock itself.
-///
-/// # Errors
-/// 64 if there is no such verb.
-pub(super) fn man(verb: Option<&str>) -> Result<String, Failure> {
-    let dlock = cli::definition();
-    let (command, page) = match verb {
-        None => (dlock, DLOCK),
-        Some(name) => {
-            let page = match name {
-                "run" => RUN,
-                "status" => STATUS,
-                "unlock" => UNLOCK,
-                "fence" => FENCE,
-                _ => return Err(Failure::usage(format!("there is no page for '{name}'"))),
-            };
-            (with_globals(&dlock, name), page)
-        }
-    };
-    let man = Man::new(command).section("1").source(format!("dlock {}", env!("CARGO_PKG_VERSION"))).manual("dlock");
-    let render = || -> std::io::Result<Vec<u8>> {
-        let mut text = Vec::new();
-        man.render_title(&mut text)?;
-        man.render_name_section(&mut text)?;
-        man.render_synopsis_section(&mut text)?;
-        section("DESCRIPTION").text([roman(page.about)]).to_writer(&mut text)?;
-        man.render_options_section(&mut text)?;
-        if verb.is_none() {
-            man.render_subcommands_section(&mut text)?;
-        }
-        let common = if verb == Some("run") { &[][..] } else { &COMMON[..] };
-        list("EXIT STATUS", &[page.exit, common].concat()).to_writer(&mut text)?;
-        list("ENVIRONMENT", &ENVIRONMENT).to_writer(&mut text)?;
-        list("FILES", &FILES).to_writer(&mut text)?;
-        let mut examples = section("EXAMPLES");
-        for (what, line) in page.examples {
-            examples.control("TP", []).text([roman(*what)]).text([bold(*line)]);
-        }
-        examples.to_writer(&mut text)?;
-        section("SEE ALSO").text([roman(see_also(verb))]).to_writer(&mut text)?;
-        Ok(text)
-    };
-    let text = render().map_err(|error| Failure::os("cannot write the page", &error))?;
-    let text = String::from_utf8_lossy(&text);
-    // Each section comes with the same definition of an apostrophe; one is enough.
-    let (definition, rest) = text.split_at(text.find(".TH").unwrap_or(0));
-    Ok(format!("{definition}{}", rest.replace(definition, "")))
-}
-
-/// A verb with its own name and with the options of all verbs, as on its own page.
-fn with_globals(dlock: &Command, verb: &str) -> Command {
-    let found = dlock.find_subcommand(verb).expect("it has a page").clone();
-    let globals = dlock.get_arguments().filter(|arg| arg.is_global_set()).cloned();
-    let name = format!("dlock-{verb}");
-    found.name(name).args(globals)
-}
-
-fn section(name: &str) -> Roff {
-    let mut roff = Roff::new();
-    roff.control("SH", [name]);
-    roff
-}
-
-fn list(name: &str, rows: &[(&str, &str)]) -> Roff {
-    let mut roff = section(name);
-    for (term, words) in rows {
-        roff.control("TP", []).text([bold(*term)]).text([roman(*words)]);
-    }
-    roff
-}
-
-fn see_also(verb: Option<&str>) -> String {
-    let pages = [None, Some("run"), Some("status"), Some("unlock"), Some("fence")];
-    let name = |page: Option<&str>| page.map_or_else(|| "dlock(1)".into(), |verb| format!("dlock-{verb}(1)"));
-    let others = pages.into_iter().filter(|page| *page != verb).map(name);
-    others.chain(["flock(1)".into(), "timeout(1)".into()]).collect::<Vec<_>>().join(", ")
-}
