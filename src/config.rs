@@ -317,7 +317,8 @@ fn config(words: impl fmt::Display) -> Failure {
 }
 
 /// Who we are, for people.
-fn info(program: Option<String>, note: Option<String>) -> Info {
+#[must_use]
+pub fn info(program: Option<String>, note: Option<String>) -> Info {
     let uid = geteuid();
     let user = User::from_uid(uid).ok().flatten().map_or_else(|| format!("uid {uid}"), |user| user.name);
     let host = gethostname().map_or_else(|_| "?".into(), |host| host.to_string_lossy().into_owned());

@@ -16,8 +16,8 @@ pub enum Event {
     Renewed(Deadline),
     /// The lease is not ours any more; why.
     Lost(String),
-    /// We were asked to give the key back.
-    Revoked,
+    /// We were asked to give the key back; by whom, if that is known.
+    Revoked(Option<String>),
     /// Something about the command.
     Child(ChildEvent),
 }

@@ -14,7 +14,7 @@ use dlock::holder::{self, Acquired, Lease, Limits};
 use dlock::model::{
     Ask, Clock, Fence, Info, Key, LeaseId, LevelId, Mode, Patience, Record, Released, Role, Stamp, Ticket,
 };
-use dlock::store::{Capabilities, Ledger, Register, Store, StoreError, Trouble, Watch};
+use dlock::store::{Capabilities, Ledger, Observer, Register, Store, StoreError, Trouble, Watch};
 use nix::sys::signal::Signal;
 
 /// Short, so that tests are; long enough for a machine that does other things, too.
@@ -89,6 +89,14 @@ impl Register for Memory {
 
     fn keys(&self) -> Result<Vec<Key>, StoreError> {
         Ok(self.0.records.lock().expect("no test panics inside").keys().cloned().collect())
+    }
+
+    fn ask_clock(&self) -> Result<Stamp, StoreError> {
+        Ok(Now.now())
+    }
+
+    fn observe(&self, _: Option<&Key>) -> Result<Box<dyn Observer>, StoreError> {
+        Err(StoreError::new(Trouble::Unfit, "nobody looks at these tests from outside"))
     }
 
     fn await_change(&self, key: &Key, _: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {
@@ -223,7 +231,7 @@ fn a_definite_no_is_a_loss_at_once() {
     let bench = Bench::new();
     let lease = bench.kept_lease();
     bench.await_renewal();
-    bench.store.revoke(&bench.key, &[lease.id()], true).expect("memory answers");
+    bench.store.revoke(&bench.key, &[lease.id()], true, &Info::default()).expect("memory answers");
     let start = Instant::now();
     let (event, _) = bench.news();
     assert!(matches!(event, Event::Lost(_)), "{event:?}");
@@ -235,9 +243,9 @@ fn a_definite_no_is_a_loss_at_once() {
 fn a_revocation_is_heard_within_a_second() {
     let bench = Bench::new();
     let lease = bench.kept_lease();
-    bench.store.revoke(&bench.key, &[lease.id()], false).expect("memory answers");
+    bench.store.revoke(&bench.key, &[lease.id()], false, &Info::default()).expect("memory answers");
     let start = Instant::now();
-    assert_eq!(bench.news().0, Event::Revoked);
+    assert_eq!(bench.news().0, Event::Revoked(Some(Info::default().to_string())));
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
 }
 
@@ -258,7 +266,7 @@ fn a_lost_reply_does_not_lock_us_out_of_our_own_lock() {
 fn a_lease_that_is_gone_is_not_called_given_back_because_a_try_came_to_nothing() {
     let bench = Bench::new();
     let lease = bench.lease();
-    bench.store.revoke(&bench.key, &[lease.id()], true).expect("memory answers");
+    bench.store.revoke(&bench.key, &[lease.id()], true, &Info::default()).expect("memory answers");
     bench.memory.shut.store(true, Ordering::SeqCst);
     assert_eq!(lease.release(None).expect("memory answers"), Released::NotYours);
     // But a try that only lost its answer may have done it.

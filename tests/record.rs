@@ -97,7 +97,7 @@ fn what_a_newer_version_wrote_survives_a_change_by_this_one_wherever_it_stands()
     let mut record = read(&value).expect("unknown fields are no reason to refuse a record of our layout");
 
     record.renew(&Still, lease(2), Duration::from_secs(99));
-    record.unlock(&Still, &[lease(2)], false);
+    record.unlock(&Still, &[lease(2)], false, &Info::default());
     record.acquire(&Still, &ask(4));
     let changed = written(&record);
 

@@ -36,7 +36,7 @@ pub enum Verdict {
     /// The lease was lost; why.
     Lost(String),
     /// We were asked to give the key back.
-    Revoked,
+    Revoked(Option<String>),
     /// The command ran for too long.
     MaxRun,
 }
@@ -125,7 +125,7 @@ impl State {
         match event {
             Event::Signal(signal) => self.signal(now, signal),
             Event::Lost(why) => self.condemn(now, Verdict::Lost(why)),
-            Event::Revoked => self.condemn(now, Verdict::Revoked),
+            Event::Revoked(by) => self.condemn(now, Verdict::Revoked(by)),
             Event::Renewed(deadline) if matches!(self.verdict, None | Some(Verdict::MaxRun)) => {
                 self.extend(Some(deadline));
                 vec![Action::Extend(Some(deadline))]
@@ -265,7 +265,7 @@ mod tests {
         assert_eq!(state.next(START, lost()).last(), Some(&Action::Extend(None)));
         let late = Event::Renewed(Deadline::of_lease(START, KILL_AFTER));
         assert_eq!(state.next(START, late), [], "a beat that comes late does not bring the deadline back");
-        assert_eq!(state.next(START, Event::Revoked), [Action::Stop(KILL_AFTER)]);
+        assert_eq!(state.next(START, Event::Revoked(None)), [Action::Stop(KILL_AFTER)]);
     }
 
     #[test]
@@ -274,15 +274,15 @@ mod tests {
         assert_eq!(state.due(), Some(after(10)));
         assert_eq!(state.tick(after(9)), []);
         assert_eq!(state.tick(after(10)), [Action::Announce(Verdict::MaxRun), Action::Stop(KILL_AFTER)]);
-        assert_eq!(state.next(after(11), Event::Revoked), [Action::Announce(Verdict::Revoked)]);
-        assert_eq!(state.verdict, Some(Verdict::Revoked));
+        assert_eq!(state.next(after(11), Event::Revoked(None)), [Action::Announce(Verdict::Revoked(None))]);
+        assert_eq!(state.verdict, Some(Verdict::Revoked(None)));
     }
 
     #[test]
     fn who_asks_twice_does_not_wait_for_a_command_that_is_being_stopped() {
         let mut state = state(true, None);
         assert_eq!(state.next(START, Event::Signal(SIGINT)), [Action::Pass(SIGINT)]);
-        let _ = state.next(START, Event::Revoked);
+        let _ = state.next(START, Event::Revoked(None));
         assert_eq!(state.next(START, Event::Signal(SIGWINCH)), [Action::Pass(SIGWINCH)]);
         assert_eq!(state.next(START, Event::Signal(SIGINT)), [Action::Kill]);
     }
@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn a_guardian_that_is_late_is_replaced_and_one_that_is_dead_at_once() {
         let mut state = state(true, None);
-        let _ = state.next(START, Event::Revoked);
+        let _ = state.next(START, Event::Revoked(None));
         assert_eq!(state.tick(after(5)), [], "the command's own time is not over before that");
         assert_eq!(state.tick(after(6)), [Action::KillGuardian]);
         let orphaned = state.next(after(6), child(ChildEvent::Orphaned));

@@ -140,7 +140,10 @@ fn announce(plan: &RunPlan, verdict: &Verdict) {
     match verdict {
         Verdict::Lost(why) if stop_when_lost => log::error!("lost '{key}': {why}; stopping the command"),
         Verdict::Lost(why) => log::error!("lost '{key}': {why}; the command goes on without it"),
-        Verdict::Revoked => log::error!("'{key}' was unlocked by somebody; stopping the command"),
+        Verdict::Revoked(by) => {
+            let by = by.as_deref().unwrap_or("somebody");
+            log::error!("'{key}' was unlocked by {by}; stopping the command");
+        }
         Verdict::MaxRun => {
             let limit = words::span(max_run.unwrap_or_default());
             log::error!("'{key}': the command ran for {limit}; stopping it");
@@ -153,7 +156,7 @@ fn conclude(plan: &RunPlan, outcome: &Outcome, yours: bool) -> Ending {
         log::error!("'{}': the guardian was killed, and the command with it", plan.terms.key);
     }
     match &outcome.verdict {
-        Some(Verdict::Lost(_) | Verdict::Revoked) => return Code::Lost.into(),
+        Some(Verdict::Lost(_) | Verdict::Revoked(_)) => return Code::Lost.into(),
         _ if !yours => {
             log::error!("lost '{}' while the command ran: it was not ours any more at the end", plan.terms.key);
             return Code::Lost.into();

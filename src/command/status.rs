@@ -10,7 +10,7 @@ use crate::config::{self, Settings};
 use crate::exit::{Ending, Failure};
 use crate::model::{Hold, Info, Key, Mode, Record, Stamp, Waiter};
 use crate::output;
-use crate::store::{Intent, Trouble};
+use crate::store::{Intent, Scope, Trouble};
 
 /// The version of the JSON. Names in it stay as they are.
 const SCHEMA: u32 = 1;
@@ -19,7 +19,11 @@ const SCHEMA: u32 = 1;
 pub(super) fn status(status: &cli::Status, settings: &Settings) -> Result<Ending, Failure> {
     let named: Vec<Key> = status.keys.iter().map(|key| config::key(key)).collect::<Result<_, _>>()?;
     let store = super::open(settings, Intent::Look)?;
-    let keys = if named.is_empty() { super::ask(settings, || store.list())? } else { named.clone() };
+    let keys = if named.is_empty() {
+        super::ask(settings, || store.list(if status.all { Scope::All } else { Scope::Live }))?
+    } else {
+        named.clone()
+    };
     let prefix = status.prefix.as_deref().unwrap_or_default();
     let mut records = Vec::new();
     for key in keys.into_iter().filter(|key| key.as_str().starts_with(prefix)) {
@@ -60,7 +64,7 @@ fn table(records: &[Record], now: Stamp) -> String {
         }
         for hold in &record.holders {
             let age = words::span(now.since(hold.granted_at));
-            let who = output::clean(&words::who(&hold.info));
+            let who = output::clean(&hold.info.to_string());
             let note = hold.info.note.as_deref().map_or_else(|| "-".into(), output::clean);
             let (lease, fence) = (hold.lease.short(), hold.fence.to_string());
             rows.push(vec![key.clone(), state(hold), age, who, lease, fence, waiting.clone(), note]);

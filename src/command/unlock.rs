@@ -54,7 +54,7 @@ pub(super) fn unlock(unlock: &cli::Unlock, settings: &Settings) -> Result<Ending
     let leases: Vec<LeaseId> = meant.iter().map(|hold| hold.lease).collect();
     let left = meant.iter().filter_map(|hold| hold.ends_at()).map(|end| end.since(store.now())).max();
     let wait = wait.or(left).unwrap_or(PATIENCE);
-    let unlocked = super::ask(settings, || store.revoke(&key, &leases, unlock.force))?;
+    let unlocked = super::ask(settings, || store.revoke(&key, &leases, unlock.force, &config::info(None, None)))?;
     if unlocked.told == 0 || await_end(settings, &*store, &key, &leases, wait)? {
         log::info!("'{key}' was unlocked");
         return Ok(Ending::OK);

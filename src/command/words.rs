@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::Settings;
-use crate::model::{Hold, Info, Key, Stamp};
+use crate::model::{Hold, Key, Stamp};
 use crate::store::Store;
 
 /// A span, as precise as people want it.
@@ -16,11 +16,6 @@ pub(super) fn span(span: Duration) -> String {
     humantime::format_duration(rounded).to_string()
 }
 
-/// Who it is: `web3 pid 4121 (alice)`.
-pub(super) fn who(info: &Info) -> String {
-    format!("{} pid {} ({})", info.host, info.pid, info.user)
-}
-
 /// Who has `key` when the store's clock shows `now`, as the beginning of a sentence.
 pub(super) fn taken(key: &Key, holders: &[Hold], waiting: usize, now: Stamp) -> String {
     let Some(first) = holders.first() else {
@@ -31,7 +26,7 @@ pub(super) fn taken(key: &Key, holders: &[Hold], waiting: usize, now: Stamp) -> 
     };
     if first.is_cooling() {
         let left = first.hold_until.map_or(Duration::ZERO, |until| until.since(now));
-        return format!("'{key}' stays taken for {} more, for {}", span(left), who(&first.info));
+        return format!("'{key}' stays taken for {} more, for {}", span(left), first.info);
     }
     let others = match holders.len() - 1 {
         0 => String::new(),
@@ -40,7 +35,7 @@ pub(super) fn taken(key: &Key, holders: &[Hold], waiting: usize, now: Stamp) -> 
     };
     let note = first.info.note.as_ref().map_or_else(String::new, |note| format!(" '{note}'"));
     let since = span(now.since(first.granted_at));
-    format!("'{key}' is held by {}{note}{others} for {since}", who(&first.info))
+    format!("'{key}' is held by {}{note}{others} for {since}", first.info)
 }
 
 /// Where that is, if nobody named the store: a default directory may not be the one that was meant.

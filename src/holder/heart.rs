@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{PAUSE, pause};
 use crate::clock::{Deadline, Moment};
 use crate::event::Event;
-use crate::model::{Key, LevelId, Renewed, Standing};
+use crate::model::{Key, LeaseId, LevelId, Renewed, Standing};
 use crate::store::{Store, Trouble, Watch};
 
 /// A command that is over sooner needs nobody to listen for an unlock.
@@ -21,6 +21,7 @@ const TOO_SHORT: Duration = Duration::from_millis(50);
 pub(super) struct Heart {
     pub(super) store: Arc<dyn Store>,
     pub(super) key: Key,
+    pub(super) lease: LeaseId,
     pub(super) level: LevelId,
     pub(super) ttl: Duration,
     pub(super) beat: Duration,
@@ -38,7 +39,7 @@ impl Heart {
             let standing = standing.map(|record| record.map_or(Standing::Gone, |record| record.standing(self.level)));
             match standing {
                 Ok(Standing::Holding { revoked: false }) => {}
-                Ok(Standing::Holding { revoked: true }) => return self.tell(Event::Revoked),
+                Ok(Standing::Holding { revoked: true }) => return self.tell_revoked(),
                 Ok(_) => {
                     let place = self.store.describe();
                     let words = format!("{place} does not know this lease any more: unlocked by force, or deleted");
@@ -68,7 +69,7 @@ impl Heart {
                     deadline = Deadline::of_lease(asked, self.ttl);
                     self.tell(Event::Renewed(deadline));
                 }
-                Ok(Renewed::Revoked) => return self.tell(Event::Revoked),
+                Ok(Renewed::Revoked) => return self.tell_revoked(),
                 Ok(Renewed::NotYours) => {
                     let place = self.store.describe();
                     return self.tell(Event::Lost(format!("{place} does not know this lease any more")));
@@ -115,6 +116,12 @@ impl Heart {
     fn bound(&self, failed: u32) -> Duration {
         let third = self.beat / 3;
         third.saturating_mul(2_u32.saturating_pow(failed)).min(third.max(Duration::from_secs(1)))
+    }
+
+    fn tell_revoked(&self) {
+        // Who it was is good to know; that it was, is known.
+        let record = self.store.inspect(&self.key).ok().flatten();
+        self.tell(Event::Revoked(record.and_then(|record| record.unlocked_by(self.lease).map(ToString::to_string))));
     }
 
     fn tell(&self, event: Event) {

@@ -146,6 +146,7 @@ impl Lease {
         let heart = Heart {
             store: Arc::clone(&self.store),
             key: self.key.clone(),
+            lease: self.id,
             level: self.level,
             ttl: self.ttl,
             beat,

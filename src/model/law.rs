@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::ask::{Answer, Ask, Clock, Grant, Patience, Refusal, Released, Renewed, Role, Standing, Unlocked};
-use super::record::{Ending, EventKind, Hold, Level, Record, Ticket, Waiter};
+use super::record::{Ending, EventKind, Hold, Info, Level, Record, Ticket, Waiter};
 use super::{Fence, LeaseId, LevelId, Mode, Stamp};
 
 /// How long one who could take the key may leave it lying before it is passed over. Longer than a loaded
@@ -197,8 +197,8 @@ impl Record {
     }
 
     /// Forced unlock of `leases`: tells attended holders to give the key back, or with `force` takes it
-    /// from them; a lease that nobody attends to, or that is cooling, goes at once.
-    pub fn unlock(&mut self, clock: &dyn Clock, leases: &[LeaseId], force: bool) -> Unlocked {
+    /// from them; a lease that nobody attends to, or that is cooling, goes at once. The record keeps who did it.
+    pub fn unlock(&mut self, clock: &dyn Clock, leases: &[LeaseId], force: bool, by: &Info) -> Unlocked {
         self.prune(clock, None);
         let now = clock.now();
         let mut done = Unlocked::default();
@@ -206,7 +206,7 @@ impl Record {
             let Some(at) = self.holders.iter().position(|hold| hold.lease == *lease) else { continue };
             let hold = &mut self.holders[at];
             if force || !hold.attended || hold.is_cooling() {
-                let event = hold.event(EventKind::Evicted, now, now.since(hold.granted_at), None);
+                let event = hold.event(EventKind::Evicted, now, now.since(hold.granted_at), None).by(by);
                 self.counters.evictions += 1;
                 self.note(event);
                 self.end(at);
@@ -214,7 +214,7 @@ impl Record {
             } else {
                 if !hold.revoked {
                     hold.revoked = true;
-                    let event = hold.event(EventKind::Revoked, now, now.since(hold.granted_at), None);
+                    let event = hold.event(EventKind::Revoked, now, now.since(hold.granted_at), None).by(by);
                     self.note(event);
                 }
                 done.told += 1;

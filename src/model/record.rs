@@ -1,6 +1,7 @@
 //! What a store keeps of a key.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -182,6 +183,9 @@ pub struct Event {
     /// How the command ended, where the holder told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ending: Option<Ending>,
+    /// Who asked for it, where that was not the holder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<Info>,
     #[serde(flatten)]
     pub(super) unknown: Unknown,
 }
@@ -268,6 +272,23 @@ impl Record {
         self.holders.iter().any(|hold| hold.hold_until.is_some() || hold.levels.iter().any(|l| l.until.is_some()))
     }
 
+    /// Who took this lease from its holder, or asked the holder to give it back, as far as the record remembers.
+    #[must_use]
+    pub fn unlocked_by(&self, lease: LeaseId) -> Option<&Info> {
+        let of_it = |event: &&Event| event.lease == lease.short() && event.by.is_some();
+        self.events.iter().rev().find(of_it).and_then(|event| event.by.as_ref())
+    }
+
+    /// The next instant at which something may end that nobody tells of, after `now`.
+    #[must_use]
+    pub fn next_end(&self, now: Stamp) -> Option<Stamp> {
+        let levels = self.holders.iter().flat_map(|hold| &hold.levels).filter_map(|level| level.until);
+        let cooling = self.holders.iter().filter_map(|hold| hold.hold_until);
+        let signs = self.queue.iter().filter_map(|waiter| waiter.until);
+        let offers = self.queue.iter().filter_map(|waiter| waiter.offered_at).map(|since| since.after(super::OFFER));
+        levels.chain(cooling).chain(signs).chain(offers).filter(|end| *end > now).min()
+    }
+
     pub(super) fn note(&mut self, event: Event) {
         if self.events.len() >= MAX_EVENTS {
             self.events.drain(..=self.events.len() - MAX_EVENTS);
@@ -308,7 +329,21 @@ impl Hold {
             info: self.info.clone(),
             micros: u64::try_from(span.as_micros()).unwrap_or(u64::MAX),
             ending,
+            by: None,
             unknown: Unknown::new(),
         }
+    }
+}
+
+impl Event {
+    pub(super) fn by(self, by: &Info) -> Self {
+        Self { by: Some(by.clone()), ..self }
+    }
+}
+
+impl fmt::Display for Info {
+    /// `web3 pid 4121 (alice)`. What is in it may hold anything that others wrote.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} pid {} ({})", self.host, self.pid, self.user)
     }
 }

@@ -3,8 +3,10 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Capabilities, Register, Store, StoreError, Watch};
-use crate::model::{Answer, Ask, Ending, Key, LeaseId, LevelId, Patience, Record, Released, Renewed, Stamp, Unlocked};
+use super::{Capabilities, Observer, Register, Scope, Store, StoreError, Watch};
+use crate::model::{
+    Answer, Ask, Ending, Info, Key, LeaseId, LevelId, Patience, Record, Released, Renewed, Stamp, Unlocked,
+};
 
 /// Runs the law of leases inside the transactions of a register.
 #[derive(Debug)]
@@ -56,8 +58,8 @@ impl<R: Register> Store for Ledger<R> {
         self.0.transact(key, Some(level), |record, clock| record.release(clock, level, ending.clone()))
     }
 
-    fn revoke(&self, key: &Key, leases: &[LeaseId], force: bool) -> Result<Unlocked, StoreError> {
-        self.0.transact(key, None, |record, clock| record.unlock(clock, leases, force))
+    fn revoke(&self, key: &Key, leases: &[LeaseId], force: bool, by: &Info) -> Result<Unlocked, StoreError> {
+        self.0.transact(key, None, |record, clock| record.unlock(clock, leases, force, by))
     }
 
     fn inspect(&self, key: &Key) -> Result<Option<Record>, StoreError> {
@@ -68,8 +70,16 @@ impl<R: Register> Store for Ledger<R> {
         Stamp::default().after(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
     }
 
-    fn list(&self) -> Result<Vec<Key>, StoreError> {
+    fn ask_clock(&self) -> Result<Stamp, StoreError> {
+        self.0.ask_clock()
+    }
+
+    fn list(&self, _: Scope) -> Result<Vec<Key>, StoreError> {
         self.0.keys()
+    }
+
+    fn observe(&self, key: Option<&Key>) -> Result<Box<dyn Observer>, StoreError> {
+        self.0.observe(key)
     }
 
     fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {

@@ -10,6 +10,7 @@ mod ledger;
 mod redis;
 mod registry;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -21,7 +22,7 @@ pub use redis::{Address, RedisStore};
 pub use registry::{BadUrl, Intent, Url, open};
 
 use crate::model::{
-    Answer, Ask, Clock, Ending, Key, LeaseId, LevelId, Mode, Record, Released, Renewed, Stamp, Unlocked,
+    Answer, Ask, Clock, Ending, Info, Key, LeaseId, LevelId, Mode, Record, Released, Renewed, Stamp, Unlocked,
 };
 
 /// A place that keeps leases. Answers are yes or a definite no; an error only ever means "unknown". What
@@ -61,11 +62,11 @@ pub trait Store: Send + Sync {
         within: Duration,
     ) -> Result<Released, StoreError>;
 
-    /// Forced unlock of exactly these leases; see [`Record::unlock`].
+    /// Forced unlock of exactly these leases, asked for by somebody; see [`Record::unlock`].
     ///
     /// # Errors
     /// [`StoreError`]: it is not known whether they were unlocked.
-    fn revoke(&self, key: &Key, leases: &[LeaseId], force: bool) -> Result<Unlocked, StoreError>;
+    fn revoke(&self, key: &Key, leases: &[LeaseId], force: bool, by: &Info) -> Result<Unlocked, StoreError>;
 
     /// The record of a key as an operation would find it now; nothing if the key was never held. Changes
     /// nothing.
@@ -77,11 +78,37 @@ pub trait Store: Send + Sync {
     /// The store's clock as far as it is known here, to tell ages by. Decisions are made in the store.
     fn now(&self) -> Stamp;
 
-    /// The keys that have a record, sorted.
+    /// The same for many keys, in their order.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store did not answer; what is wrong with one record hides no other.
+    fn inspect_all(&self, keys: &[Key]) -> Result<Vec<Inspected>, StoreError> {
+        keys.iter()
+            .map(|key| match self.inspect(key) {
+                Err(error) if !matches!(error.trouble, Trouble::Unfit | Trouble::Untrusted) => Err(error),
+                inspected => Ok(inspected),
+            })
+            .collect()
+    }
+
+    /// Asks for the store's clock, which costs what the cheapest request costs.
     ///
     /// # Errors
     /// [`StoreError`].
-    fn list(&self) -> Result<Vec<Key>, StoreError>;
+    fn ask_clock(&self) -> Result<Stamp, StoreError>;
+
+    /// The keys that have a record, sorted. Those that are neither held nor waited for may be missing where the
+    /// scope does not need them.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn list(&self, scope: Scope) -> Result<Vec<Key>, StoreError>;
+
+    /// Begins to listen to all changes of a key, or of all keys.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn observe(&self, key: Option<&Key>) -> Result<Box<dyn Observer>, StoreError>;
 
     /// Sleeps until what is watched may have changed, at most for `timeout`. May return too early, never
     /// too late.
@@ -128,11 +155,23 @@ pub trait Register: Send + Sync {
     /// [`StoreError`].
     fn read(&self, key: &Key) -> Result<Option<Record>, StoreError>;
 
+    /// See [`Store::ask_clock`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn ask_clock(&self) -> Result<Stamp, StoreError>;
+
     /// See [`Store::list`].
     ///
     /// # Errors
     /// [`StoreError`].
     fn keys(&self) -> Result<Vec<Key>, StoreError>;
+
+    /// See [`Store::observe`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn observe(&self, key: Option<&Key>) -> Result<Box<dyn Observer>, StoreError>;
 
     /// See [`Store::await_change`].
     ///
@@ -145,6 +184,38 @@ pub trait Register: Send + Sync {
     /// # Errors
     /// [`StoreError`].
     fn sign_of_life(&self, level: LevelId) -> Result<Option<OwnedFd>, StoreError>;
+}
+
+/// The answer to [`Store::inspect`] for one of many.
+pub type Inspected = Result<Option<Record>, StoreError>;
+
+/// Which keys are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All that have a record.
+    All,
+    /// Those that may be held or waited for.
+    Live,
+}
+
+/// One who hears of all changes, while the lock goes on without him. Nothing that happened since it was made is
+/// missed.
+pub trait Observer: Send {
+    /// Sleeps until something may have changed that is not in what is `shown`, at most for `timeout`. Nobody tells
+    /// of instants that pass: for those there is [`Record::next_end`].
+    ///
+    /// # Errors
+    /// [`StoreError`]: changes may be missed from here on, and a new observer is needed.
+    fn next(&mut self, shown: &[Record], timeout: Option<Duration>) -> Result<Changed, StoreError>;
+}
+
+/// What may have changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// The records of these keys; nothing, if none.
+    Keys(BTreeSet<Key>),
+    /// Any record.
+    Any,
 }
 
 /// What is watched by [`Store::await_change`].

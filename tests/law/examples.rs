@@ -209,8 +209,8 @@ fn forced_unlock_of_a_lease_frees_that_one_or_none() {
     let (world, mut record) = start();
     granted(&record.acquire(&world, &shared(1, TTL)));
     granted(&record.acquire(&world, &shared(2, TTL)));
-    assert_eq!(record.unlock(&world, &[lease(3)], true), Unlocked::default());
-    assert_eq!(record.unlock(&world, &[lease(2)], true), Unlocked { ended: 1, told: 0 });
+    assert_eq!(record.unlock(&world, &[lease(3)], true, &Info::default()), Unlocked::default());
+    assert_eq!(record.unlock(&world, &[lease(2)], true, &Info::default()), Unlocked { ended: 1, told: 0 });
     assert_eq!(record.standing(lease(1)), Standing::Holding { revoked: false });
     assert_eq!(record.renew(&world, lease(2), TTL), Renewed::NotYours);
 }
@@ -257,7 +257,7 @@ fn a_late_echo_of_an_acquire_does_not_make_a_lease_hold_twice() {
     granted(&record.acquire(&world, &Ask { level: lease(2), ..outer.clone() }));
     assert_eq!(record.release(&world, lease(1), None), Released::Left);
     assert_eq!(record.acquire(&world, &outer), Answer::Refused(Refusal::Lost));
-    assert_eq!(record.unlock(&world, &[lease(1)], true), Unlocked { ended: 1, told: 0 });
+    assert_eq!(record.unlock(&world, &[lease(1)], true, &Info::default()), Unlocked { ended: 1, told: 0 });
     assert!(record.holders.is_empty());
 }
 

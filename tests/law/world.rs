@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use dlock::model::{
-    Answer, Ask, Clock, Ending, EventKind, Fence, Hold, LeaseId, LevelId, OFFER, Record, Released, Renewed, Role,
+    Answer, Ask, Clock, Ending, EventKind, Fence, Hold, Info, LeaseId, LevelId, OFFER, Record, Released, Renewed, Role,
     Stamp, Ticket, Unlocked,
 };
 
@@ -99,7 +99,7 @@ impl World {
 
     pub(crate) fn unlock(&self, record: &mut Record, leases: Vec<LeaseId>, force: bool) -> Moment {
         let before = record.clone();
-        let answer = record.unlock(self, &leases, force);
+        let answer = record.unlock(self, &leases, force, &by());
         Moment::new(self.clone(), before, Act::Unlock(leases, force, answer), record)
     }
 
@@ -168,4 +168,9 @@ fn what_is_left(world: &World, before: &Record, caller: Option<LevelId>) -> (Rec
         caller == Some(waiter.lease) || (alive && !passed_over)
     });
     (left, ended)
+}
+
+/// Who unlocks.
+pub(crate) fn by() -> Info {
+    Info { host: "\"desk\" é".into(), pid: 7, user: "ops".into(), ..Info::default() }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use dlock::cli::{self, Asked};
 use dlock::config::Settings;
 use dlock::model::{Answer, Ask, Info, Key, LeaseId, Mode, Patience, Released};
-use dlock::store::{Address, RedisStore, Store as _, StoreError, Trouble, Url, Watch};
+use dlock::store::{Address, Changed, RedisStore, Scope, Store as _, StoreError, Trouble, Url, Watch};
 use redis::Commands as _;
 
 use crate::support::redis::{REDIS, Server, VALKEY, on_both};
@@ -18,9 +18,9 @@ use crate::support::{DLOCK, Done, Running, Store, child_of, command, finish, has
 
 /// What a user of dlock must be allowed, for `ACL SETUSER NAME on >PASSWORD …`; as README has it. Another
 /// database than 0 needs `+select`.
-pub(crate) const RULE: &str = "~dlock:* -@all +evalsha +eval +time +hgetall +hmget +hget +hset +hdel +zadd +zrem +zrange \
+pub(crate) const RULE: &str = "~dlock:* &dlock:* -@all +evalsha +eval +time +hgetall +hmget +hget +hset +hdel +zadd +zrem +zrange \
                                +zrangebyscore +zrank +zscore +zcard +zremrangebyscore +rpush +lpush +ltrim +lrange \
-                               +blpop +del +expire";
+                               +blpop +del +expire +publish +subscribe +psubscribe";
 
 const SECRET: &str = "s3cr3t-W0rd";
 
@@ -109,11 +109,19 @@ fn live(store: &RedisStore, key: &Key) -> Result<(), StoreError> {
     // Longer than a sign of life is good: without one at two thirds of it nobody would be in the queue.
     store.await_change(key, &Watch::Turn(waiter.level), Some(GOOD_FOR * 5 / 4))?;
     assert_eq!(store.inspect(key)?.map(|record| record.queue.len()), Some(1));
-    assert!(store.list()?.contains(key));
+    assert!(store.list(Scope::Live)?.contains(key));
+    // Who looks at the key, and who looks at all.
+    let observers = [store.observe(Some(key))?, store.observe(None)?];
     assert_eq!(store.release(key, holder.level, None, WITHIN)?, Released::Freed);
+    for mut observer in observers {
+        let heard = observer.next(&[], Some(Duration::from_secs(2)))?;
+        if !matches!(&heard, Changed::Keys(keys) if keys.contains(key)) {
+            return Err(StoreError::new(Trouble::Refused, "nobody was told: 'publish'"));
+        }
+    }
     store.await_change(key, &Watch::Turn(waiter.level), Some(WITHIN))?;
     assert!(matches!(store.acquire(key, &waiter, WITHIN)?, Answer::Granted(_)));
-    store.revoke(key, &[waiter.lease], false)?;
+    store.revoke(key, &[waiter.lease], false, &Info::default())?;
     store.await_change(key, &Watch::Hold(waiter.level), Some(WITHIN))?;
     store.release(key, waiter.level, None, WITHIN).map(drop)
 }

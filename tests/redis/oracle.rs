@@ -8,7 +8,7 @@ use dlock::store::{Address, RedisStore, Store};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use crate::law::world::{Act, Moment};
+use crate::law::world::{Act, Moment, by};
 use crate::law::{Play, Step, Wish, step};
 use crate::support::has;
 use crate::support::redis::{REDIS, REDIS_6, Server, VALKEY};
@@ -74,7 +74,7 @@ fn answers(store: &RedisStore, key: &Key, moment: &Moment) -> (String, String) {
             (text(answer), text(&store.release(key, *level, Some(Ending::default()), WITHIN).expect("it answers")))
         }
         Act::Unlock(leases, force, answer) => {
-            (text(answer), text(&store.revoke(key, leases, *force).expect("it answers")))
+            (text(answer), text(&store.revoke(key, leases, *force, &by()).expect("it answers")))
         }
         Act::Look => Default::default(),
     }

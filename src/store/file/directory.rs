@@ -21,7 +21,7 @@ use crate::store::{StoreError, Trouble};
 use crate::sys;
 
 /// What ends the name of a key's file.
-const SUFFIX: &str = ".lock";
+pub(super) const SUFFIX: &str = ".lock";
 
 /// The longest name of a key's file that is the key itself. A file name may have 255 bytes.
 const MAX_NAME: usize = 200;
@@ -105,6 +105,11 @@ impl Directory {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether it was there when it was opened.
+    pub(super) fn is_there(&self) -> bool {
+        self.fd.is_some()
     }
 
     /// The file of a key, made if `create`; nothing if there is none.

@@ -7,6 +7,7 @@
 
 mod directory;
 mod lock;
+mod observe;
 mod page;
 mod watch;
 
@@ -24,9 +25,10 @@ use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 
 use self::directory::{Directory, cannot};
+use self::observe::DirectoryObserver;
 use self::page::{Content, Page};
 use self::watch::Sleeper;
-use super::{Capabilities, Register, StoreError, Trouble, Watch};
+use super::{Capabilities, Observer, Register, StoreError, Trouble, Watch};
 use crate::clock::Moment;
 use crate::model::{Clock, Key, LevelId, Record, RecordError, Role, Stamp, Ticket};
 
@@ -357,6 +359,16 @@ impl Register for FileRegister {
         }
         keys.sort();
         Ok(keys)
+    }
+
+    fn ask_clock(&self) -> Result<Stamp, StoreError> {
+        Ok(Stamp::from_micros(u64::try_from(wall_clock()).unwrap_or(0)))
+    }
+
+    fn observe(&self, key: Option<&Key>) -> Result<Box<dyn Observer>, StoreError> {
+        let directory = Directory::open(self.directory.path(), false)?;
+        let observer = DirectoryObserver::new(directory, key.cloned());
+        Ok(Box::new(observer.map_err(|error| cannot("watch", self.directory.path(), &error))?))
     }
 
     fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {

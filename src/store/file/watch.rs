@@ -20,7 +20,7 @@ use crate::store::Watch;
 
 /// How often the file is looked at where the kernel has no more inotify instances to give
 /// (`fs.inotify.max_user_instances`).
-const WITHOUT_BELL: Duration = Duration::from_secs(1);
+pub(super) const WITHOUT_BELL: Duration = Duration::from_secs(1);
 
 /// What to sleep on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -184,7 +184,7 @@ fn bell(file: &File) -> io::Result<Option<Inotify>> {
 }
 
 /// A little longer than the span, so that the instant has passed when poll returns.
-fn timeout(span: Option<Duration>) -> PollTimeout {
+pub(super) fn timeout(span: Option<Duration>) -> PollTimeout {
     let Some(span) = span else { return PollTimeout::NONE };
     PollTimeout::try_from(span.as_millis() + 1).unwrap_or(PollTimeout::MAX)
 }

@@ -1,6 +1,7 @@
 //! One connection. Every step of it has an end in time, whatever the other side does: finding the address,
 //! connecting, TLS, each write and each read.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::AsFd as _;
@@ -41,6 +42,10 @@ pub(super) struct Connection {
     parser: Parser,
     /// How much memory the replies to the last request may still need.
     room: usize,
+    /// The server tells us of things that we did not ask for.
+    told: bool,
+    /// What was read of that before the parser wanted it.
+    ahead: VecDeque<u8>,
 }
 
 enum Stream {
@@ -70,7 +75,7 @@ impl Connection {
                 Stream::Tls(Box::new(StreamOwned::new(session, wire(tcp(host, *port, until)?))))
             }
         };
-        let mut connection = Self { stream, parser: Parser::new(), room: LARGEST };
+        let mut connection = Self { stream, parser: Parser::new(), room: LARGEST, told: false, ahead: VecDeque::new() };
         let mut hello = Vec::new();
         match (&address.user, &address.password) {
             (Some(user), password) => hello.push(cmd("AUTH").arg(user).arg(password.as_deref().unwrap_or("")).take()),
@@ -120,7 +125,41 @@ impl Connection {
         let _ = self.send(std::slice::from_ref(command), Duration::from_millis(50));
     }
 
-    fn send(&mut self, commands: &[Cmd], within: Duration) -> Result<(), Failure> {
+    /// The next message of a server that was told to send them; nothing if none begins within `span`. What has begun
+    /// comes to its end `within` some time.
+    pub(super) fn next(&mut self, span: Duration, within: Duration) -> Result<Option<Value>, Failure> {
+        self.told = true;
+        if self.ahead.is_empty() && !self.fill(span, within).map_err(|error| self.failure(error))? {
+            return Ok(None);
+        }
+        self.room = LARGEST;
+        self.stream.wire().until = Moment::now().after(within);
+        self.receive().map(Some)
+    }
+
+    /// Reads what there is, so that nothing is left where no poll sees it: inside TLS, or in the parser.
+    fn fill(&mut self, span: Duration, within: Duration) -> io::Result<bool> {
+        let mut bytes = vec![0; 4096];
+        // Without time, it is read what TLS has decrypted already.
+        self.stream.wire().until = Moment::now();
+        let read = match self.stream.read(&mut bytes) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                if !self.stream.wire().is_readable(span) {
+                    return Ok(false);
+                }
+                self.stream.wire().until = Moment::now().after(within);
+                self.stream.read(&mut bytes)?
+            }
+            read => read?,
+        };
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.ahead.extend(&bytes[..read]);
+        Ok(true)
+    }
+
+    pub(super) fn send(&mut self, commands: &[Cmd], within: Duration) -> Result<(), Failure> {
         self.stream.wire().until = Moment::now().after(within);
         self.room = LARGEST;
         let mut packed = Vec::new();
@@ -137,8 +176,8 @@ impl Connection {
 
     /// The next reply to what was sent.
     fn receive(&mut self) -> Result<Value, Failure> {
-        let Self { stream, parser, room } = self;
-        let mut reader = Reader { stream, room, failed: None };
+        let Self { stream, parser, room, ahead, told } = self;
+        let mut reader = Reader { stream, room, ahead, told: *told, failed: None };
         let reply = parser.parse_value(&mut reader);
         let failed = reader.failed.take();
         reply.map_err(|_| failed.map_or(Failure::Garbage, |error| self.failure(error)))
@@ -167,11 +206,18 @@ struct Reader<'a> {
     stream: &'a mut Stream,
     /// How much more may come.
     room: &'a mut usize,
+    ahead: &'a mut VecDeque<u8>,
+    told: bool,
     failed: Option<io::Error>,
 }
 
 impl Read for Reader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // One at a time: what the parser takes and does not need yet would be where no poll sees it.
+        let buffer = if self.told { &mut buffer[..1] } else { buffer };
+        if !self.ahead.is_empty() {
+            return self.ahead.read(buffer);
+        }
         let read = self.stream.read(buffer);
         match &read {
             Ok(0) if !buffer.is_empty() => self.failed = Some(io::ErrorKind::UnexpectedEof.into()),
@@ -356,7 +402,8 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().expect("two sockets");
         let socket = Socket::from(OwnedFd::from(ours));
         let stream = Stream::Plain(Wire { socket, until: Moment::now() });
-        let mut connection = Connection { stream, parser: Parser::new(), room: LARGEST };
+        let mut connection =
+            Connection { stream, parser: Parser::new(), room: LARGEST, told: false, ahead: <_>::default() };
         let server = thread::spawn(move || {
             let nulls = b"_\r\n".repeat(1000);
             let mut sent = theirs.write(b"*99999999999\r\n").expect("we listen");

@@ -117,9 +117,9 @@ end
 
 local function count(what) counts[what] = (counts[what] or tonumber(fields[what] or 0)) + 1 end
 
-local function note(kind, hold, since, ending)
+local function note(kind, hold, since, ending, by)
   noted[#noted + 1] = cjson.encode({at = int(now), kind = kind, lease = hold.lease:sub(1, 8), fence = hold.fence,
-    info = hold.info, micros = int(math.max(now - tonumber(since), 0)), ending = ending})
+    info = hold.info, micros = int(math.max(now - tonumber(since), 0)), ending = ending, by = by})
 end
 
 local function tell(list, word)
@@ -327,8 +327,8 @@ local function release(id, ending)
 end
 
 -- Tells attended holders to give the key back, or with force takes it from them; a lease that nobody attends to,
--- or that is cooling, goes at once.
-local function unlock(force, first)
+-- or that is cooling, goes at once. The events keep who did it.
+local function unlock(force, by, first)
   local ended, told = 0, 0
   for number = first, #ARGV do
     local lease = ARGV[number]
@@ -337,7 +337,7 @@ local function unlock(force, first)
       local word = 'revoked'
       if force or not hold.attended or #hold.levels == 0 then
         word = 'evicted'
-        note('evicted', hold, hold.granted_at)
+        note('evicted', hold, hold.granted_at, nil, by)
         count('evictions')
         finish(at)
         ended = ended + 1
@@ -345,7 +345,7 @@ local function unlock(force, first)
         if not hold.revoked then
           hold.revoked = true
           changed['h:' .. lease] = hold
-          note('revoked', hold, hold.granted_at)
+          note('revoked', hold, hold.granted_at, nil, by)
         end
         told = told + 1
       end
@@ -369,7 +369,7 @@ else
   prune(nil)
   if op == 'renew' then answer = renew(ARGV[4], ARGV[5]) end
   if op == 'release' then answer = release(ARGV[4], ARGV[5]) end
-  if op == 'unlock' then answer = unlock(ARGV[4] == '1', 5) end
+  if op == 'unlock' then answer = unlock(ARGV[4] == '1', ARGV[5], 6) end
 end
 
 -- Offers the key, and wakes exactly those whom that concerns --------------------------------------------------
@@ -442,7 +442,7 @@ for field, value in pairs(changed) do
 end
 if #writes > 0 and not fields.layout then writes[#writes + 1], writes[#writes + 2] = 'layout', int(LAYOUT) end
 -- What is refused for one of these leaves no lease behind.
-if index and (counts.grants or answer[1] == 'until') then
+if index and (answer[1] == 'granted' or answer[1] == 'until') then
   call('ZADD', index, int(now + (kept_for() - KEPT) * 1000000), key)
   call('ZREMRANGEBYSCORE', index, '-inf', int(now - KEPT * 1000000))
   call('EXPIRE', index, KEPT)
@@ -455,4 +455,6 @@ end
 in_batches('HDEL', gone)
 in_batches('HSET', writes)
 if #writes > 0 then call('EXPIRE', record, kept_for()) end
+-- For those who only look. Whoever may not tell them holds the key all the same.
+redis.pcall('PUBLISH', wake:sub(1, -#'wake:' - 1) .. 'changes', key)
 return answer

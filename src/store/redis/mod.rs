@@ -4,6 +4,7 @@
 
 mod address;
 mod connection;
+mod observe;
 mod reply;
 mod tls;
 mod trouble;
@@ -26,20 +27,27 @@ use tls::TlsConfig;
 use trouble::Failure;
 use wait::Place;
 
-use super::{Capabilities, Store, StoreError, Watch};
+use super::{Capabilities, Inspected, Observer, Scope, Store, StoreError, Trouble, Watch};
 use crate::clock::Moment;
 use crate::model::{
-    Answer, Ask, Ending, Key, LeaseId, LevelId, Patience, Record, Released, Renewed, SIGN_OF_LIFE, Stamp, Unlocked,
+    Answer, Ask, Ending, Info, Key, LeaseId, LevelId, Patience, Record, Released, Renewed, SIGN_OF_LIFE, Stamp,
+    Unlocked,
 };
 
 /// The operations of src/model/law.rs.
 const LAW: &str = include_str!("law.lua");
 
 /// Its SHA-1, by which a server knows it. To work that out would take a tenth of a run; a test does.
-const LAW_SHA1: &str = "dbb5e4b19a870c4a388287d0bc39af87a255fdc9";
+const LAW_SHA1: &str = "a166b0cb2e9f1b6718bcc38bded7385f152dde52";
 
 /// What of a key would end the part of a name that a Cluster looks at, or is the escape itself.
 const BRACES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
+
+/// How many records are asked for at once.
+const BATCH: usize = 100;
+
+/// For how long a key without a lease may still be waited for.
+const LIVELY: Duration = Duration::from_secs(60);
 
 /// How many connections without an answer are kept at most.
 const MAX_STUCK: usize = 8;
@@ -168,6 +176,12 @@ impl RedisStore {
         }
     }
 
+    /// A record that the server sent, as an operation would find it.
+    fn see(&self, record: Option<(Record, Stamp)>) -> Option<Record> {
+        self.hear(record.as_ref().map(|(_, now)| *now));
+        record.map(|(record, now)| record.seen(&now))
+    }
+
     /// A connection that is idle, without those that ended meanwhile. Whether a request was seen that is sent over
     /// one of these nobody knows, and so not whether it was ours to release.
     fn take_idle(&self) -> Option<Connection> {
@@ -280,8 +294,8 @@ impl Store for RedisStore {
         reply.released().map_err(|failure| failure.at(&self.address))
     }
 
-    fn revoke(&self, key: &Key, leases: &[LeaseId], force: bool) -> Result<Unlocked, StoreError> {
-        let mut args = vec![if force { "1" } else { "0" }.to_owned()];
+    fn revoke(&self, key: &Key, leases: &[LeaseId], force: bool, by: &Info) -> Result<Unlocked, StoreError> {
+        let mut args = vec![if force { "1" } else { "0" }.to_owned(), json!(by).to_string()];
         args.extend(leases.iter().map(|lease| lease.secret()));
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let reply = self.law(key, "unlock", &args, self.patience)?;
@@ -291,8 +305,7 @@ impl Store for RedisStore {
     fn inspect(&self, key: &Key) -> Result<Option<Record>, StoreError> {
         let reply = self.law(key, "look", &[], self.patience)?;
         let record = reply.record(key).map_err(|failure| failure.at(&self.address))?;
-        self.hear(record.as_ref().map(|(_, now)| *now));
-        Ok(record.map(|(record, now)| record.seen(&now)))
+        Ok(self.see(record))
     }
 
     fn now(&self) -> Stamp {
@@ -301,9 +314,49 @@ impl Store for RedisStore {
         heard.map_or_else(Stamp::default, |(stamp, at)| stamp.after(Moment::now().since(at)))
     }
 
-    fn list(&self) -> Result<Vec<Key>, StoreError> {
+    fn inspect_all(&self, keys: &[Key]) -> Result<Vec<Inspected>, StoreError> {
+        let mut records = Vec::with_capacity(keys.len());
+        for some in keys.chunks(BATCH) {
+            let looks: Vec<Cmd> = some.iter().map(|key| self.command("EVALSHA", key, "look", &[])).collect();
+            let until = Moment::now().after(self.patience);
+            let replies = self.exchange(&looks, true, until, None).map_err(|failure| failure.at(&self.address))?;
+            for (key, reply) in some.iter().zip(replies) {
+                records.push(match reply {
+                    // The server was restarted, or never saw the script.
+                    Value::ServerError(error) if error.code() == "NOSCRIPT" => Ok(self.inspect(key)?),
+                    reply => match Reply::read(reply).and_then(|reply| reply.record(key)) {
+                        Ok(record) => Ok(self.see(record)),
+                        Err(failure) => match failure.at(&self.address) {
+                            error if error.trouble == Trouble::Unfit => Err(error),
+                            error => return Err(error),
+                        },
+                    },
+                });
+            }
+        }
+        Ok(records)
+    }
+
+    fn ask_clock(&self) -> Result<Stamp, StoreError> {
         let until = Moment::now().after(self.patience);
-        let all = cmd("ZRANGE").arg(self.index()).arg(0).arg(-1).take();
+        let ask = || match self.exchange(&[cmd("TIME")], true, until, None)?.pop() {
+            Some(Value::ServerError(error)) => Err(Failure::Server(error)),
+            Some(reply) => reply::clock(&reply).ok_or(Failure::Garbage),
+            None => Err(Failure::Garbage),
+        };
+        let now = ask().map_err(|failure| failure.at(&self.address))?;
+        self.hear(Some(now));
+        Ok(now)
+    }
+
+    fn list(&self, scope: Scope) -> Result<Vec<Key>, StoreError> {
+        let mut all = cmd("ZRANGE").arg(self.index()).arg(0).arg(-1).take();
+        if scope == Scope::Live {
+            // The index has the ends of leases, which are in the future for all that are held.
+            let since = self.ask_clock()?.micros().saturating_sub(micros_of(LIVELY));
+            all = cmd("ZRANGEBYSCORE").arg(self.index()).arg(since).arg("+inf").take();
+        }
+        let until = Moment::now().after(self.patience);
         let keys = self.exchange(&[all], true, until, None).and_then(|mut replies| match replies.pop() {
             Some(Value::Array(keys)) => Ok(keys),
             Some(Value::ServerError(error)) => Err(Failure::Server(error)),
@@ -313,6 +366,11 @@ impl Store for RedisStore {
         let mut keys: Vec<Key> = keys.iter().filter_map(|key| Key::parse(reply::text(key)?).ok()).collect();
         keys.sort_unstable();
         Ok(keys)
+    }
+
+    fn observe(&self, key: Option<&Key>) -> Result<Box<dyn Observer>, StoreError> {
+        let observer = observe::Subscription::new(self, key).map_err(|failure| failure.at(&self.address))?;
+        Ok(Box::new(observer))
     }
 
     fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {
@@ -330,6 +388,10 @@ fn is_refusal(reply: &Value) -> bool {
 
 fn micros(span: Duration) -> String {
     span.as_micros().to_string()
+}
+
+fn micros_of(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// What a thread that panicked left is as good as before: no change of it takes two steps.

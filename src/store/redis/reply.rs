@@ -16,7 +16,7 @@ use crate::model::{
 const NUMBERS: [&str; 8] = ["fence", "granted_at", "asked_at", "hold_until", "until", "ticket", "at", "micros"];
 
 /// Fields that the script passes through.
-const OPAQUE: [&str; 2] = ["info", "ending"];
+const OPAQUE: [&str; 3] = ["info", "ending", "by"];
 
 /// What a script returned: a word, and what belongs to it.
 pub(super) struct Reply(Vec<Value>);
@@ -245,6 +245,13 @@ pub(super) fn text(value: &Value) -> Option<&str> {
         Value::SimpleString(text) => Some(text),
         _ => None,
     }
+}
+
+/// The answer to `TIME`: seconds and microseconds.
+pub(super) fn clock(value: &Value) -> Option<Stamp> {
+    let Value::Array(parts) = value else { return None };
+    let (seconds, micros) = (number(parts.first()?)?, number(parts.get(1)?)?);
+    Some(Stamp::from_micros(seconds.checked_mul(1_000_000)?.checked_add(micros)?))
 }
 
 pub(super) fn number(value: &Value) -> Option<u64> {

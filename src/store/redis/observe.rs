@@ -1,0 +1,85 @@
+//! How one hears of all changes: the script publishes the name of each key that it worked on, on a channel of
+//! that key. Unlike those who wait, an observer may miss a message with its connection, and then looks again.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use redis::{Cmd, Value, cmd};
+
+use super::address::Address;
+use super::connection::Connection;
+use super::trouble::Failure;
+use super::{RedisStore, reply};
+use crate::clock::Moment;
+use crate::model::{Key, Record};
+use crate::store::{Changed, Observer, StoreError};
+
+/// How long a server may be silent before it is asked for a sign of life, and how long that may take.
+const SILENCE: (Duration, Duration) = (Duration::from_secs(16), Duration::from_secs(2));
+
+/// A connection on which the server tells of changes.
+pub(super) struct Subscription {
+    connection: Connection,
+    subscribe: Cmd,
+    address: Address,
+}
+
+impl Subscription {
+    pub(super) fn new(store: &RedisStore, key: Option<&Key>) -> Result<Self, Failure> {
+        let until = Moment::now().after(store.patience);
+        let mut connection = store.open(until)?;
+        let subscribe = match key {
+            Some(key) => cmd("SUBSCRIBE").arg(store.name(key, "changes")).take(),
+            None => cmd("PSUBSCRIBE").arg(format!("{}:*", glob(&store.address.prefix))).take(),
+        };
+        match connection.ask(std::slice::from_ref(&subscribe), until.left())?.pop() {
+            Some(Value::ServerError(error)) => Err(Failure::Server(error)),
+            _ => Ok(Self { connection, subscribe, address: store.address.clone() }),
+        }
+    }
+
+    /// The keys that the server tells of until there is a pause; nothing if it is silent for `span`.
+    fn listen(&mut self, span: Duration) -> Result<Option<BTreeSet<Key>>, Failure> {
+        let mut heard = None;
+        let mut span = span;
+        while let Some(message) = self.connection.next(span, SILENCE.1)? {
+            span = Duration::ZERO;
+            let keys: &mut BTreeSet<Key> = heard.get_or_insert_default();
+            if let Value::Array(parts) = &message
+                && matches!(parts.first().and_then(reply::text), Some("message" | "pmessage"))
+            {
+                keys.extend(parts.last().and_then(reply::text).and_then(|key| Key::parse(key).ok()));
+            }
+        }
+        Ok(heard)
+    }
+
+    fn next_changes(&mut self, timeout: Option<Duration>) -> Result<BTreeSet<Key>, Failure> {
+        let until = timeout.map(|timeout| Moment::now().after(timeout));
+        loop {
+            let left = until.map_or(Duration::MAX, Moment::left);
+            let mut heard = self.listen(left.min(SILENCE.0))?;
+            if heard.is_none() && left > SILENCE.0 {
+                // To subscribe again changes nothing, and has an answer.
+                self.connection.send(std::slice::from_ref(&self.subscribe), SILENCE.1)?;
+                heard = Some(self.listen(SILENCE.1)?.ok_or(Failure::Silent)?);
+            }
+            let keys = heard.unwrap_or_default();
+            if !keys.is_empty() || until.is_some_and(|until| until.left().is_zero()) {
+                return Ok(keys);
+            }
+        }
+    }
+}
+
+impl Observer for Subscription {
+    fn next(&mut self, _: &[Record], timeout: Option<Duration>) -> Result<Changed, StoreError> {
+        self.next_changes(timeout).map(Changed::Keys).map_err(|failure| failure.at(&self.address))
+    }
+}
+
+/// A text that stands for itself in a pattern.
+fn glob(text: &str) -> String {
+    let escape = |c: char| if "*?[]^\\".contains(c) { vec!['\\', c] } else { vec![c] };
+    text.chars().flat_map(escape).collect()
+}
