@@ -35,6 +35,10 @@ complete -c dlock -n "__fish_dlock_needs_command" -f -a "run" -d 'Hold a key whi
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "status" -d 'Show who holds keys, since when, and who waits'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "unlock" -d 'Take a key away from its holder'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "fence" -d 'Print a key\'s fence (0: never held)'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "acquire" -d 'Take a lease that outlives dlock, and print its id'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "renew" -d 'Extend such a lease'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "release" -d 'Give such a lease back'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "check" -d 'Print for how many seconds my lease is still good'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "completions" -d 'Print a completion script for a shell'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "man" -d 'Print a man page'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s w -l wait -d 'Wait at most so long [default: as long as it takes]' -r
@@ -82,6 +86,41 @@ complete -c dlock -n "__fish_dlock_using_subcommand fence" -l store-timeout -d '
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s h -l help -d 'Print help'
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s w -l wait -d 'Wait at most so long [default: as long as it takes]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s E -l conflict-exit-code -d 'Exit with N if the key was not to be had [default: 75]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l if-fence -d 'Take the key only if its fence is still N and nobody holds it' -r
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l slots -d 'Hold it together with at most N-1 others' -r
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l ttl -d 'How long the lease lives unrenewed, at least 500ms [default: 30s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l min-hold -d 'Keep the key taken for at least DUR, even if the command ends sooner' -r
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l note -d 'Shown by status (or DLOCK_NOTE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s n -l nonblock -d 'Give up at once if the key is taken'
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s s -l shared -d 'Hold it together with other shared holders'
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l json -d 'Key, lease, fence and end as JSON, for programs'
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s q -l quiet -d 'Say nothing but errors'
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s v -l verbose -d 'Say what is going on'
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s h -l help -d 'Print help'
+complete -c dlock -n "__fish_dlock_using_subcommand renew" -l ttl -d 'How long the lease lives from now on, at least 500ms; never less than it would have [default: 30s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand renew" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand renew" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand renew" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand renew" -s q -l quiet -d 'Say nothing but errors'
+complete -c dlock -n "__fish_dlock_using_subcommand renew" -s v -l verbose -d 'Say what is going on'
+complete -c dlock -n "__fish_dlock_using_subcommand renew" -s h -l help -d 'Print help'
+complete -c dlock -n "__fish_dlock_using_subcommand release" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand release" -s q -l quiet -d 'Say nothing but errors'
+complete -c dlock -n "__fish_dlock_using_subcommand release" -s v -l verbose -d 'Say what is going on'
+complete -c dlock -n "__fish_dlock_using_subcommand release" -s h -l help -d 'Print help'
+complete -c dlock -n "__fish_dlock_using_subcommand check" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand check" -s q -l quiet -d 'Say nothing but errors'
+complete -c dlock -n "__fish_dlock_using_subcommand check" -s v -l verbose -d 'Say what is going on'
+complete -c dlock -n "__fish_dlock_using_subcommand check" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r

@@ -288,6 +288,25 @@ pub fn key(text: &OsStr) -> Result<Key, Failure> {
     Key::parse(text).map_err(Failure::usage)
 }
 
+/// The lease that somebody names as his own: by arguments, else by `DLOCK_KEY` and `DLOCK_LEASE`.
+///
+/// # Errors
+/// [`Failure`] with 64.
+pub fn mine(mine: &cli::Mine) -> Result<(Key, LeaseId), Failure> {
+    let (name, id) = match (&mine.key, &mine.lease) {
+        (Some(name), Some(id)) => (name.clone(), id.clone()),
+        _ => match (env::var_os("DLOCK_KEY"), env::var_os("DLOCK_LEASE")) {
+            (Some(name), Some(id)) => (name, id),
+            _ => return Err(Failure::usage("which lease? name KEY and LEASE, or set DLOCK_KEY and DLOCK_LEASE")),
+        },
+    };
+    // It may be a secret, but for a slip of the pen, so it is not repeated.
+    let id = id.to_str().and_then(|id| LeaseId::parse(id).ok());
+    let id =
+        id.ok_or_else(|| Failure::usage("this is no lease id: one has 32 hex digits, as 'acquire' prints them"))?;
+    Ok((key(&name)?, id))
+}
+
 /// Reads a span of time: as humantime reads it, or a bare number of seconds.
 ///
 /// # Errors

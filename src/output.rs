@@ -93,11 +93,19 @@ pub fn clean_json(json: &str) -> String {
 /// # Errors
 /// If it cannot be written; a reader that has gone away is no error.
 pub fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match write(text) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
+}
+
+/// Writes `text` to stdout.
+///
+/// # Errors
+/// If it cannot be written, be it because no reader is there any more.
+pub fn write(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }
 
 /// Says a line on stderr, whatever `-q` says.

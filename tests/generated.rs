@@ -32,7 +32,7 @@ fn bash_completes_verbs_and_options() {
     let script = r#"
         . "$1"
         complete_words() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _dlock dlock "${!#}" x; echo "${COMPREPLY[*]}"; }
-        complete_words dlock r
+        complete_words dlock ru
         complete_words dlock run --if
     "#;
     let done = finish(command("bash").args(["-c", script, "bash"]).arg(root("completions/dlock.bash")));

@@ -1,5 +1,6 @@
 //! The tests of dlock as a whole, one file per topic: real processes, real signals, nothing mocked.
 
+mod acquire;
 mod contention;
 mod crash;
 mod directory;

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::{Args, Command, CommandFactory, Parser, Subcommand};
 
-pub use self::verbs::{Completions, Fence, Man, OnLost, Run, Status, Terms, Unlock};
+pub use self::verbs::{Acquire, Completions, Fence, Man, Mine, OnLost, Renew, Run, Status, Terms, Unlock};
 use crate::exit::Failure;
 
 /// Hold a named lease while a command runs.
@@ -65,6 +65,14 @@ pub enum Verb {
     Unlock(Unlock),
     /// Print a key's fence (0: never held)
     Fence(Fence),
+    /// Take a lease that outlives dlock, and print its id
+    Acquire(Acquire),
+    /// Extend such a lease
+    Renew(Renew),
+    /// Give such a lease back
+    Release(Mine),
+    /// Print for how many seconds my lease is still good
+    Check(Mine),
     /// Print a completion script for a shell
     #[command(hide = true)]
     Completions(Completions),

@@ -119,6 +119,40 @@ pub struct Fence {
     pub key: OsString,
 }
 
+/// `dlock acquire`.
+#[derive(Debug, Args)]
+pub struct Acquire {
+    /// The name of the lock: 1 to 200 bytes
+    pub key: OsString,
+    /// How to ask for the key.
+    #[command(flatten)]
+    pub terms: Terms,
+    /// Key, lease, fence and end as JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `dlock renew`.
+#[derive(Debug, Args)]
+pub struct Renew {
+    /// The lease.
+    #[command(flatten)]
+    pub mine: Mine,
+    /// How long the lease lives from now on, at least 500ms; never less than it would have [default: 30s]
+    #[arg(long, value_name = "DUR", allow_hyphen_values = true)]
+    pub ttl: Option<String>,
+}
+
+/// Whoever holds a lease names it.
+#[derive(Debug, Args)]
+pub struct Mine {
+    /// The key (or DLOCK_KEY)
+    #[arg(requires = "lease")]
+    pub key: Option<OsString>,
+    /// The id of its lease (or DLOCK_LEASE, where other users of the machine do not see it)
+    pub lease: Option<OsString>,
+}
+
 /// `dlock completions`.
 #[derive(Debug, Args)]
 pub struct Completions {

@@ -1,7 +1,14 @@
 //! One file per verb: the only place where a lease meets a child.
 
+mod acquire;
+mod asking;
+mod check;
 mod fence;
 mod generate;
+mod json;
+mod mine;
+mod release;
+mod renew;
 mod run;
 mod status;
 mod unlock;
@@ -61,6 +68,10 @@ fn perform(cli: cli::Cli) -> Result<Ending, Failure> {
         Verb::Status(status) => status::status(&status, &Settings::read(&cli.global)?),
         Verb::Unlock(unlock) => unlock::unlock(&unlock, &Settings::read(&cli.global)?),
         Verb::Fence(fence) => fence::fence(&fence, &Settings::read(&cli.global)?),
+        Verb::Acquire(acquire) => acquire::acquire(acquire, &Settings::read(&cli.global)?),
+        Verb::Renew(renew) => renew::renew(&renew, &Settings::read(&cli.global)?),
+        Verb::Release(release) => release::release(&release, &Settings::read(&cli.global)?),
+        Verb::Check(check) => check::check(&check, &Settings::read(&cli.global)?),
         Verb::Completions(completions) => print(&generate::completions(completions.shell)).map(|()| Ending::OK),
         Verb::Man(man) => print(&generate::man(man.verb.as_deref())?).map(|()| Ending::OK),
     }

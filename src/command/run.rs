@@ -5,14 +5,14 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-use super::words;
+use super::{asking, words};
 use crate::child::{Environment, Guardian, Outcome, Policy, Verdict};
 use crate::cli;
 use crate::config::{Held, RunPlan, Settings};
 use crate::event::{Event, Status};
 use crate::exit::{Code, Ending, Failure};
 use crate::holder::{self, Acquired, Lease};
-use crate::model::{self, Ask, Hold, Patience, Refusal, Released};
+use crate::model::{self, Ask, Released};
 use crate::signal;
 use crate::store::{Intent, Store};
 use crate::sys::Inherited;
@@ -34,11 +34,9 @@ pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure
     let ready = ready.map_err(|error| Failure::os("cannot start the guardian", &error))?;
     let Some((guardian, asked)) = ready else { return Ok(Ending::OK) };
     let store = super::open(&settings, Intent::Lock)?;
-    if !store.capabilities().allow(plan.terms.mode) {
-        let words = format!("{} cannot hold a key as {}", store.describe(), plan.terms.mode);
-        return Err(Failure::new(Code::Config, words));
-    }
-    let ask = ask(&plan, &held, store.identity())?;
+    asking::check(&plan.terms, &*store)?;
+    let ask = Ask { max_reentry: plan.max_reentry, attended: true, ..asking::ask(&plan.terms)? };
+    let ask = Ask { lease: held.lease(store.identity(), &plan.terms.key).unwrap_or(ask.lease), ..ask };
     let acquired = holder::acquire(&store, &plan.terms.key, &ask, plan.terms.limits, (&sender, &events))?;
     match acquired {
         Acquired::Lease(lease) => {
@@ -49,32 +47,10 @@ pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure
             }
             attend(&plan, &settings, held, &guardian, lease, &*store, (&sender, &events))
         }
-        Acquired::Busy(holders, waiting) => Ok(busy(&plan, &settings, &*store, &holders, waiting)),
-        Acquired::Refused(refusal) => Ok(refused(&plan, refusal)),
+        Acquired::Busy(holders, waiting) => Ok(asking::busy(&plan.terms, &settings, &*store, &holders, waiting)),
+        Acquired::Refused(refusal) => Ok(asking::refused(&plan.terms, refusal)),
         Acquired::Signal(signal) => Ok(Ending::Signal(signal as i32)),
     }
-}
-
-fn ask(plan: &RunPlan, held: &Held, store: &str) -> Result<Ask, Failure> {
-    let level = holder::new_lease_id().map_err(|error| Failure::os("cannot make a lease id", &error))?;
-    let patience = match plan.terms.limits.wait {
-        Some(wait) if wait.is_zero() => Patience::None,
-        // Whoever compares wants to know at once.
-        _ if plan.terms.if_fence.is_some() => Patience::None,
-        _ => Patience::SignOfLife(model::SIGN_OF_LIFE),
-    };
-    Ok(Ask {
-        lease: held.lease(store, &plan.terms.key).unwrap_or(level),
-        level,
-        mode: plan.terms.mode,
-        ttl: Some(plan.terms.ttl),
-        patience,
-        if_fence: plan.terms.if_fence,
-        min_hold: plan.terms.min_hold,
-        max_reentry: plan.max_reentry,
-        attended: true,
-        info: plan.terms.info.clone(),
-    })
 }
 
 /// The key is ours: starts the command, looks after it, gives the key back.
@@ -189,40 +165,4 @@ fn not_started(plan: &RunPlan, errno: Errno) -> Code {
             Code::CannotExecute
         }
     }
-}
-
-fn busy(plan: &RunPlan, settings: &Settings, store: &dyn Store, holders: &[Hold], waiting: usize) -> Ending {
-    let gave_up = match plan.terms.limits.wait {
-        Some(wait) if !wait.is_zero() && plan.terms.if_fence.is_none() => {
-            format!("; gave up after {}", words::span(wait))
-        }
-        _ => String::new(),
-    };
-    let mut taken = words::taken(&plan.terms.key, holders, waiting, store.now());
-    if !holders.is_empty() && plan.terms.mode.fits(holders.iter().map(|hold| hold.mode)) {
-        taken.push_str(", and others wait for it before us");
-    }
-    log::warn!("{taken}{}{gave_up}", words::place(settings, store));
-    Ending::Code(plan.terms.conflict)
-}
-
-fn refused(plan: &RunPlan, refusal: Refusal) -> Ending {
-    let key = &plan.terms.key;
-    match refusal {
-        Refusal::Fence(fence) => {
-            let expected = plan.terms.if_fence.unwrap_or_default();
-            log::warn!("'{key}' has fence {fence} and not {expected}: somebody has held it since");
-        }
-        // These are mistakes of the job, which will not go over; so they are told even to `-q`.
-        Refusal::TooDeep(0) => log::error!("'{key}' is held by this very job, and may not be entered again"),
-        Refusal::TooDeep(limit) => log::error!("'{key}' may be entered again at most {limit} deep"),
-        Refusal::Narrower(mode) => {
-            log::error!("'{key}' is held by this very job as {mode}, and cannot be entered as {}", plan.terms.mode);
-        }
-        Refusal::Lost => {
-            log::error!("'{key}' is not held any more by the run around this one; unset DLOCK_HELD to start afresh");
-            return Code::Lost.into();
-        }
-    }
-    Ending::Code(plan.terms.conflict)
 }

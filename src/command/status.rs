@@ -1,19 +1,15 @@
 //! `dlock status`: who holds what, since when, and who waits.
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use serde_json::{Value, json};
 
+use super::json::{SCHEMA, key_json};
 use super::words;
 use crate::cli;
 use crate::config::{self, Settings};
 use crate::exit::{Ending, Failure};
-use crate::model::{Hold, Info, Key, Mode, Record, Stamp, Waiter};
+use crate::model::{Hold, Key, Record, Stamp};
 use crate::output;
 use crate::store::{Intent, Scope, Trouble};
-
-/// The version of the JSON. Names in it stay as they are.
-const SCHEMA: u32 = 1;
 
 /// Shows keys; exits 0 if any of them is held, else 1.
 pub(super) fn status(status: &cli::Status, settings: &Settings) -> Result<Ending, Failure> {
@@ -79,78 +75,4 @@ fn state(hold: &Hold) -> String {
         (_, true) => "revoked".into(),
         _ => hold.mode.to_string(),
     }
-}
-
-fn key_json(record: &Record, now: Stamp) -> Value {
-    let holders: Vec<Value> = record.holders.iter().map(|hold| hold_json(hold, now)).collect();
-    let queue: Vec<Value> = record.queue.iter().map(|waiter| waiter_json(waiter, now)).collect();
-    json!({
-        "key": record.key.as_str(),
-        "held": !record.holders.is_empty(),
-        "fence": record.fence.0,
-        "holders": holders,
-        "queue": queue,
-    })
-}
-
-fn hold_json(hold: &Hold, now: Stamp) -> Value {
-    let mut object = json!({
-        "lease": hold.lease.short(),
-        "mode": mode(hold.mode),
-        "fence": hold.fence.0,
-        "depth": hold.levels.len(),
-        "since": time(hold.granted_at),
-        "held_ms": millis(now.since(hold.granted_at)),
-        "waited_ms": millis(hold.granted_at.since(hold.asked_at)),
-        "until": hold.ends_at().map(time),
-        "hold_until": hold.hold_until.map(time),
-        "cooling": hold.is_cooling(),
-        "revoked": hold.revoked,
-        "attended": hold.attended,
-    });
-    add(&mut object, &info(&hold.info));
-    if let Mode::Slots(size) = hold.mode {
-        add(&mut object, &json!({ "slots": size }));
-    }
-    object
-}
-
-fn waiter_json(waiter: &Waiter, now: Stamp) -> Value {
-    let mut object = json!({
-        "lease": waiter.lease.short(),
-        "mode": mode(waiter.mode),
-        "since": time(waiter.asked_at),
-        "waiting_ms": millis(now.since(waiter.asked_at)),
-    });
-    add(&mut object, &info(&waiter.info));
-    object
-}
-
-fn info(info: &Info) -> Value {
-    json!({ "host": info.host, "pid": info.pid, "user": info.user, "program": info.program, "note": info.note })
-}
-
-fn add(object: &mut Value, more: &Value) {
-    if let (Some(object), Some(more)) = (object.as_object_mut(), more.as_object()) {
-        object.extend(more.clone());
-    }
-}
-
-fn mode(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Exclusive => "exclusive",
-        Mode::Shared => "shared",
-        Mode::Slots(_) => "slots",
-    }
-}
-
-/// RFC 3339, in UTC.
-fn time(stamp: Stamp) -> String {
-    // The format ends with the year 9999.
-    let latest = Duration::from_secs(253_402_300_799);
-    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_micros(stamp.micros()).min(latest)).to_string()
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

@@ -177,7 +177,7 @@ impl Asker<'_> {
                 self.unanswered = None;
             }
             let is_late = Moment::now().since(asked) > ttl / 4;
-            if !matches!(answer, Answer::Granted(_)) || !self.store.capabilities().beats || !is_late {
+            if !matches!(answer, Answer::Granted(_)) || !goes_by_time(self.store, self.ask) || !is_late {
                 return Ok((answer, asked));
             }
             self.unanswered = Some(asked);
@@ -196,6 +196,11 @@ impl Asker<'_> {
             }
         }
     }
+}
+
+/// Whether what is granted ends unless it is renewed.
+fn goes_by_time(store: &dyn Store, ask: &Ask) -> bool {
+    store.capabilities().beats || !ask.attended
 }
 
 fn spawn_waiter(
@@ -298,7 +303,7 @@ fn conclude(store: &Arc<dyn Store>, key: &Key, ask: &Ask, answer: Dated) -> Resu
     Ok(match answer {
         Answer::Granted(grant) => {
             let ttl = ask.ttl.unwrap_or_default();
-            let deadline = store.capabilities().beats.then(|| Deadline::of_lease(asked, ttl));
+            let deadline = goes_by_time(&**store, ask).then(|| Deadline::of_lease(asked, ttl));
             let (store, key) = (Arc::clone(store), key.clone());
             Acquired::Lease(Lease { store, key, id: ask.lease, level: ask.level, ttl, grant, deadline })
         }

@@ -166,19 +166,32 @@ impl Lease {
     /// # Errors
     /// [`StoreError`] if that could not be done in 2 s.
     pub fn release(self, ending: Option<&Ending>) -> Result<Released, StoreError> {
-        let (all, each) = RELEASE;
-        let until = Moment::now().after(all);
-        let mut tried = false;
-        loop {
-            match self.store.release(&self.key, self.level, ending.cloned(), each.min(until.left())) {
-                Err(error) if error.trouble == Trouble::Unreachable && until.left() > PAUSE => {
-                    tried |= error.maybe_done;
-                    pause(PAUSE / 4);
-                }
-                // It was our request without an answer that did it.
-                Ok(Released::NotYours) if tried => return Ok(Released::Freed),
-                answer => return answer,
+        release(&*self.store, &self.key, self.level, ending, RELEASE.0)
+    }
+}
+
+/// Gives a level back, whoever took it.
+///
+/// # Errors
+/// [`StoreError`] if that could not be done in the time given.
+pub fn release(
+    store: &dyn Store,
+    key: &Key,
+    level: LevelId,
+    ending: Option<&Ending>,
+    within: Duration,
+) -> Result<Released, StoreError> {
+    let until = Moment::now().after(within);
+    let mut tried = false;
+    loop {
+        match store.release(key, level, ending.cloned(), RELEASE.1.min(until.left())) {
+            Err(error) if error.trouble == Trouble::Unreachable && until.left() > PAUSE => {
+                tried |= error.maybe_done;
+                pause(PAUSE / 4);
             }
+            // It was our request without an answer that did it.
+            Ok(Released::NotYours) if tried => return Ok(Released::Freed),
+            answer => return answer,
         }
     }
 }

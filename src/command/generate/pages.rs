@@ -80,8 +80,64 @@ const FENCE: Page = Page {
     )],
 };
 
+const ACQUIRE: Page = Page {
+    about: "Takes a lease of KEY that outlives dlock, and prints its id: for a script that cannot be run by dlock run. The \
+            lease ends --ttl after it was taken or renewed last, on every store; whoever has the id renews it and gives \
+            it back. If a signal comes before the id is out, or nobody reads it, the lease is given back. The \
+            lease is shown as that of the process that called dlock. Nothing stops the script when the lease is \
+            lost: it has to ask, with dlock check. With --json the output is one object with key, lease, fence and \
+            until.",
+    exit: &[
+        ("0", "the lease was taken, and its id is out"),
+        ("75", "busy: the key was not to be had in the time given (-E changes it)"),
+        ("128 + n", "signal n came before that"),
+    ],
+    examples: &[
+        (
+            "Hold a key until the script ends",
+            "export DLOCK_KEY=deploy; DLOCK_LEASE=$(dlock acquire $DLOCK_KEY --ttl 10m) || exit; export DLOCK_LEASE; \
+             trap 'dlock release' EXIT",
+        ),
+        ("Stop before a step if the lease is gone", "dlock check >/dev/null || exit"),
+    ],
+};
+
+const RENEW: Page = Page {
+    about: "Makes a lease of dlock acquire live for --ttl from now on, and never less than it would have. One that has \
+            ended is not brought back.",
+    exit: &[("0", "the lease was extended"), ("76", "it does not hold the key any more")],
+    examples: &[("For ten minutes more", "dlock renew --ttl 10m || exit")],
+};
+
+const RELEASE: Page = Page {
+    about: "Gives a lease of dlock acquire back. What a dlock run holds it gives back itself; to end it there is dlock \
+            unlock.",
+    exit: &[("0", "the lease was given back"), ("76", "it did not hold the key any more")],
+    examples: &[("At the end of a script", "trap 'dlock release' EXIT")],
+};
+
+const CHECK: Page = Page {
+    about: "Prints for how many whole seconds a lease is still good, less what clocks may differ by, after one round trip \
+            to the store; or inf, where the lease is that of a dlock run and lasts as long as that lives, as in a \
+            directory of this machine.",
+    exit: &[("0", "the lease holds the key"), ("76", "it does not, or was asked to give it back")],
+    examples: &[
+        ("Before each step of a script", "dlock check >/dev/null || exit"),
+        ("No longer than the lease", "timeout \"$(dlock check)\" ./step"),
+    ],
+};
+
 /// The page of each verb, in the order of the help.
-pub(super) const VERBS: [(&str, Page); 4] = [("run", RUN), ("status", STATUS), ("unlock", UNLOCK), ("fence", FENCE)];
+pub(super) const VERBS: [(&str, Page); 8] = [
+    ("run", RUN),
+    ("status", STATUS),
+    ("unlock", UNLOCK),
+    ("fence", FENCE),
+    ("acquire", ACQUIRE),
+    ("renew", RENEW),
+    ("release", RELEASE),
+    ("check", CHECK),
+];
 
 /// What all verbs but `run`, whose table is whole, can exit with besides.
 pub(super) const COMMON: [(&str, &str); 6] = [

@@ -1,0 +1,77 @@
+//! Asking for a key, whoever asks: what `run` and `acquire` have in common.
+
+use std::time::Duration;
+
+use super::words;
+use crate::config::{Settings, Terms};
+use crate::exit::{Code, Ending, Failure};
+use crate::holder;
+use crate::model::{self, Ask, Hold, Patience, Refusal};
+use crate::store::Store;
+
+/// Whether the store can do what is asked for.
+pub(super) fn check(terms: &Terms, store: &dyn Store) -> Result<(), Failure> {
+    if store.capabilities().allow(terms.mode) {
+        return Ok(());
+    }
+    Err(Failure::new(Code::Config, format_args!("{} cannot hold a key as {}", store.describe(), terms.mode)))
+}
+
+/// The question to the store, for a new lease that nobody attends to.
+pub(super) fn ask(terms: &Terms) -> Result<Ask, Failure> {
+    let lease = holder::new_lease_id().map_err(|error| Failure::os("cannot make a lease id", &error))?;
+    let patience = match terms.limits.wait {
+        Some(Duration::ZERO) => Patience::None,
+        // Whoever compares wants to know at once.
+        _ if terms.if_fence.is_some() => Patience::None,
+        _ => Patience::SignOfLife(model::SIGN_OF_LIFE),
+    };
+    Ok(Ask {
+        lease,
+        level: lease,
+        mode: terms.mode,
+        ttl: Some(terms.ttl),
+        patience,
+        if_fence: terms.if_fence,
+        min_hold: terms.min_hold,
+        max_reentry: 0,
+        attended: false,
+        info: terms.info.clone(),
+    })
+}
+
+/// Says who has the key.
+pub(super) fn busy(terms: &Terms, settings: &Settings, store: &dyn Store, holders: &[Hold], waiting: usize) -> Ending {
+    let gave_up = match terms.limits.wait {
+        Some(wait) if !wait.is_zero() && terms.if_fence.is_none() => format!("; gave up after {}", words::span(wait)),
+        _ => String::new(),
+    };
+    let mut taken = words::taken(&terms.key, holders, waiting, store.now());
+    if !holders.is_empty() && terms.mode.fits(holders.iter().map(|hold| hold.mode)) {
+        taken.push_str(", and others wait for it before us");
+    }
+    log::warn!("{taken}{}{gave_up}", words::place(settings, store));
+    Ending::Code(terms.conflict)
+}
+
+/// Says why the key is not to be had.
+pub(super) fn refused(terms: &Terms, refusal: Refusal) -> Ending {
+    let key = &terms.key;
+    match refusal {
+        Refusal::Fence(fence) => {
+            let expected = terms.if_fence.unwrap_or_default();
+            log::warn!("'{key}' has fence {fence} and not {expected}: somebody has held it since");
+        }
+        // These are mistakes of the job, which will not go over; so they are told even to `-q`.
+        Refusal::TooDeep(0) => log::error!("'{key}' is held by this very job, and may not be entered again"),
+        Refusal::TooDeep(limit) => log::error!("'{key}' may be entered again at most {limit} deep"),
+        Refusal::Narrower(mode) => {
+            log::error!("'{key}' is held by this very job as {mode}, and cannot be entered as {}", terms.mode);
+        }
+        Refusal::Lost => {
+            log::error!("'{key}' is not held any more by the run around this one; unset DLOCK_HELD to start afresh");
+            return Code::Lost.into();
+        }
+    }
+    Ending::Code(terms.conflict)
+}
