@@ -10,7 +10,7 @@
 //! | [`holder`] | a lease's life on our side | store, model, floor |
 //! | [`child`] | the command, its guardian, its tree | floor |
 //! | [`exit`] | the table of exit codes | the floor |
-//! | [`output`] | alone in printing | nothing |
+//! | [`output`] | alone in printing: words, tables, live lines | nothing |
 //! | [`cli`] | what was typed | exit |
 //! | [`config`] | what it means | all but command |
 //! | [`command`] | one file per verb: where a lease meets a child | all |

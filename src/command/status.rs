@@ -8,8 +8,20 @@ use crate::cli;
 use crate::config::{self, Settings};
 use crate::exit::{Ending, Failure};
 use crate::model::{Hold, Key, Record, Stamp};
-use crate::output;
+use crate::output::{self, Column, Screen, Stream, Table};
 use crate::store::{Intent, Scope, Trouble};
+
+/// What is shown of each holder.
+const COLUMNS: [Column; 8] = [
+    Column::elastic("KEY"),
+    Column::fixed("STATE"),
+    Column::fixed("FOR"),
+    Column::elastic("WHO"),
+    Column::fixed("LEASE"),
+    Column::fixed("FENCE"),
+    Column::fixed("WAITING"),
+    Column::elastic("NOTE"),
+];
 
 /// Shows keys; exits 0 if any of them is held, else 1.
 pub(super) fn status(status: &cli::Status, settings: &Settings) -> Result<Ending, Failure> {
@@ -43,30 +55,30 @@ pub(super) fn status(status: &cli::Status, settings: &Settings) -> Result<Ending
     } else if records.is_empty() {
         log::info!("no key is held{}", words::place(settings, &*store));
     } else {
-        super::print(&table(&records, store.now()))?;
+        super::print(&table(&records, store.now()).render(Screen::of(Stream::Stdout)))?;
     }
     Ok(if held { Ending::OK } else { Ending::Code(1) })
 }
 
-fn table(records: &[Record], now: Stamp) -> String {
-    let mut rows = vec![["KEY", "STATE", "FOR", "WHO", "LEASE", "FENCE", "WAITING", "NOTE"].map(String::from).to_vec()];
+fn table(records: &[Record], now: Stamp) -> Table {
+    let mut table = Table::new(&COLUMNS);
     for record in records {
-        let key = output::clean(record.key.as_str());
+        let key = record.key.to_string();
         let waiting = record.queue.len().to_string();
         if record.holders.is_empty() {
             let fence = record.fence.to_string();
-            rows.push(vec![key, "free".into(), "-".into(), "-".into(), "-".into(), fence, waiting, "-".into()]);
+            table.push([key, "free".into(), "-".into(), "-".into(), "-".into(), fence, waiting, "-".into()]);
             continue;
         }
         for hold in &record.holders {
             let age = words::span(now.since(hold.granted_at));
-            let who = output::clean(&hold.info.to_string());
-            let note = hold.info.note.as_deref().map_or_else(|| "-".into(), output::clean);
+            let who = hold.info.to_string();
+            let note = hold.info.note.clone().unwrap_or_else(|| "-".into());
             let (lease, fence) = (hold.lease.short(), hold.fence.to_string());
-            rows.push(vec![key.clone(), state(hold), age, who, lease, fence, waiting.clone(), note]);
+            table.push([key.clone(), state(hold), age, who, lease, fence, waiting.clone(), note]);
         }
     }
-    output::table(&rows)
+    table
 }
 
 fn state(hold: &Hold) -> String {
