@@ -34,6 +34,7 @@ const MAX_SPAN: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 const MAX_NOTE: usize = 1000;
 
 /// What goes for every verb.
+#[derive(Clone)]
 pub struct Settings {
     /// The store.
     pub store: Url,

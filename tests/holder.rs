@@ -146,7 +146,7 @@ impl Bench {
             info: Info::default(),
         };
         let limits = Limits { wait, store: Duration::from_secs(5) };
-        holder::acquire(&self.store, &self.key, &ask, limits, (&self.sender, &self.events))
+        holder::acquire(&self.store, &self.key, &ask, limits, (&self.sender, &self.events), &|| Box::new(()))
     }
 
     fn lease(&self) -> Lease {

@@ -91,6 +91,9 @@ pub struct Status {
     /// As JSON, for programs
     #[arg(long)]
     pub json: bool,
+    /// Show it again whenever it changes; with --json, one object for each change
+    #[arg(long)]
+    pub watch: bool,
 }
 
 /// `dlock unlock`.

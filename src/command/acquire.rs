@@ -8,7 +8,7 @@ use nix::unistd::{Pid, getppid};
 use serde_json::json;
 
 use super::json::{SCHEMA, rfc3339};
-use super::{asking, words};
+use super::{asking, waiting, words};
 use crate::cli;
 use crate::config::{self, Held, Settings, Terms};
 use crate::exit::{Ending, Failure};
@@ -35,7 +35,8 @@ pub(super) fn acquire(acquire: cli::Acquire, settings: &Settings) -> Result<Endi
         return Ok(asking::refused(&terms, Refusal::TooDeep(0)));
     }
     let ask = asking::ask(&terms)?;
-    match holder::acquire(&store, &terms.key, &ask, terms.limits, (&sender, &events))? {
+    let meanwhile = || waiting::show(settings, &terms.key, ask.lease);
+    match holder::acquire(&store, &terms.key, &ask, terms.limits, (&sender, &events), &meanwhile)? {
         Acquired::Lease(lease) => {
             // Whoever asked for the end of this will not read the id.
             if let Some(signal) = asked.signal() {

@@ -12,6 +12,8 @@ mod renew;
 mod run;
 mod status;
 mod unlock;
+mod waiting;
+mod watch;
 mod words;
 
 use std::ffi::OsString;

@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-use super::{asking, words};
+use super::{asking, waiting, words};
 use crate::child::{Environment, Guardian, Outcome, Policy, Verdict};
 use crate::cli;
 use crate::config::{Held, RunPlan, Settings};
@@ -37,7 +37,8 @@ pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure
     asking::check(&plan.terms, &*store)?;
     let ask = Ask { max_reentry: plan.max_reentry, attended: true, ..asking::ask(&plan.terms)? };
     let ask = Ask { lease: held.lease(store.identity(), &plan.terms.key).unwrap_or(ask.lease), ..ask };
-    let acquired = holder::acquire(&store, &plan.terms.key, &ask, plan.terms.limits, (&sender, &events))?;
+    let meanwhile = || waiting::show(&settings, &plan.terms.key, ask.lease);
+    let acquired = holder::acquire(&store, &plan.terms.key, &ask, plan.terms.limits, (&sender, &events), &meanwhile)?;
     match acquired {
         Acquired::Lease(lease) => {
             // A signal that came meanwhile means: do not start the command.

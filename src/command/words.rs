@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::Settings;
-use crate::model::{Hold, Key, Stamp};
+use crate::model::{Hold, Info, Key, Stamp};
 use crate::store::Store;
 
 /// A span, as precise as people want it.
@@ -28,14 +28,52 @@ pub(super) fn taken(key: &Key, holders: &[Hold], waiting: usize, now: Stamp) -> 
         let left = first.hold_until.map_or(Duration::ZERO, |until| until.since(now));
         return format!("'{key}' stays taken for {} more, for {}", span(left), first.info);
     }
-    let others = match holders.len() - 1 {
-        0 => String::new(),
-        1 => " and one other".into(),
-        others => format!(" and {others} others"),
-    };
+    let others = others(holders);
     let note = first.info.note.as_ref().map_or_else(String::new, |note| format!(" '{note}'"));
     let since = span(now.since(first.granted_at));
     format!("'{key}' is held by {}{note}{others} for {since}", first.info)
+}
+
+/// That we have waited so long for `key`, and how many are ahead of us.
+pub(super) fn waiting(key: &Key, waited: Duration, ahead: Option<usize>) -> String {
+    let waited = if waited < Duration::from_secs(1) { String::new() } else { format!(" {}", span(waited)) };
+    match ahead {
+        None => format!("waiting{waited} for '{key}'"),
+        Some(0) => format!("waiting{waited} for '{key}', next in line"),
+        Some(ahead) => format!("waiting{waited} for '{key}', {ahead} ahead"),
+    }
+}
+
+/// Who holds a key when the store's clock shows `now`, in several ways, the longest first; none if nobody does.
+pub(super) fn holding(holders: &[Hold], now: Stamp) -> Vec<String> {
+    let Some(first) = holders.first() else { return Vec::new() };
+    let Info { host, note, program, .. } = &first.info;
+    if first.is_cooling() {
+        let left = span(first.hold_until.map_or(Duration::ZERO, |until| until.since(now)));
+        return vec![
+            format!("stays taken for {left} more, for {}", first.info),
+            format!("stays taken for {left} more"),
+        ];
+    }
+    let (since, others) = (span(now.since(first.granted_at)), others(holders));
+    let program = program.as_ref().map_or_else(String::new, |program| format!(" {program}"));
+    let note = note.as_ref().map_or_else(String::new, |note| format!(" '{note}'"));
+    let held = |who: String| format!("held for {since} by {who}{others}");
+    vec![
+        held(format!("{}{program}{note}", first.info)),
+        held(format!("{}{program}", first.info)),
+        held(first.info.to_string()),
+        held(host.clone()),
+        format!("held for {since}"),
+    ]
+}
+
+fn others(holders: &[Hold]) -> String {
+    match holders.len() {
+        0 | 1 => String::new(),
+        2 => " and one other".into(),
+        more => format!(" and {} others", more - 1),
+    }
 }
 
 /// Where that is, if nobody named the store: a default directory may not be the one that was meant.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, raise};
 
-use super::{Acquired, Lease, Limits, PAUSE, REQUEST, gave_up, pause};
+use super::{Acquired, Lease, Limits, Meanwhile, PAUSE, REQUEST, gave_up, pause};
 use crate::clock::{Deadline, Moment};
 use crate::event::Event;
 use crate::model::{Answer, Ask, Key, Refusal, Renewed};
@@ -61,7 +61,8 @@ impl Line {
 }
 
 /// Asks for `key` and waits in line for it, until a signal or a limit ends that. Then nothing of it is
-/// left in the queue. The limit counts while the store answers; one that does not is tried for its own.
+/// left in the queue. The limit counts while the store answers; one that does not is tried for its own. What is to
+/// go on `meanwhile` is begun when the wait does.
 ///
 /// # Errors
 /// [`StoreError`] if the store did not answer.
@@ -71,6 +72,7 @@ pub fn acquire(
     ask: &Ask,
     limits: Limits,
     (sender, events): (&Sender<Event>, &Receiver<Event>),
+    meanwhile: &dyn Fn() -> Box<dyn Meanwhile>,
 ) -> Result<Acquired, StoreError> {
     let since = Moment::now();
     let mut asker = Asker { store: &**store, key, ask, unanswered: None };
@@ -78,7 +80,6 @@ pub fn acquire(
     let line = Arc::new(Line::default());
     let silent = match &first {
         Ok((Answer::Queued(ahead), _)) => {
-            log::info!("waiting for '{key}'");
             line.lock().told(*ahead);
             None
         }
@@ -89,6 +90,7 @@ pub fn acquire(
         _ => return conclude(store, key, ask, first),
     };
     spawn_waiter(store, key, ask, (limits.store, silent, asker.unanswered), &line, sender)?;
+    let mut meanwhile = meanwhile();
     let until = limits.wait.map(|wait| since.after(wait));
     loop {
         let limit = until.filter(|until| line.lock().queued || !until.left().is_zero());
@@ -107,8 +109,9 @@ pub fn acquire(
                     return conclude(store, key, ask, answer);
                 }
             }
-            Ok(Event::Signal(Signal::SIGWINCH | Signal::SIGCONT)) => {}
+            Ok(Event::Signal(signal @ (Signal::SIGWINCH | Signal::SIGCONT))) => meanwhile.hear(signal),
             Ok(Event::Signal(Signal::SIGTSTP)) => {
+                meanwhile.hear(Signal::SIGTSTP);
                 let _ = raise(Signal::SIGSTOP);
             }
             Ok(Event::Signal(signal)) => {

@@ -25,7 +25,7 @@ pub const REQUEST: Duration = Duration::from_secs(5);
 const RELEASE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(700));
 
 /// How long to leave alone a store that erred, at most; half of it at least.
-const PAUSE: Duration = Duration::from_millis(400);
+pub const PAUSE: Duration = Duration::from_millis(400);
 
 /// How long one is ready to wait.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +46,18 @@ pub enum Acquired {
     Refused(Refusal),
     /// A signal ended the wait.
     Signal(Signal),
+}
+
+/// What goes on while one waits, say that it is shown. It is dropped when the wait is over.
+pub trait Meanwhile {
+    /// We are about to be stopped (SIGTSTP), go on after that (SIGCONT), or have a terminal of another size
+    /// (SIGWINCH).
+    fn hear(&mut self, signal: Signal);
+}
+
+/// Nothing goes on.
+impl Meanwhile for () {
+    fn hear(&mut self, _: Signal) {}
 }
 
 /// A lease that is ours until we release it, or lose it.
@@ -98,7 +110,7 @@ fn gave_up(error: &StoreError, patience: Duration) -> StoreError {
 }
 
 /// Leaves a store that erred alone for a random while, so that many do not ask again at once.
-fn pause(at_most: Duration) {
+pub fn pause(at_most: Duration) {
     let mut byte = [0];
     let _ = getrandom::fill(&mut byte);
     thread::sleep(at_most / 2 + at_most / 2 * u32::from(byte[0]) / 256);

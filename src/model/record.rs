@@ -279,14 +279,26 @@ impl Record {
         self.events.iter().rev().find(of_it).and_then(|event| event.by.as_ref())
     }
 
-    /// The next instant at which something may end that nobody tells of, after `now`.
+    /// The first instant at which something of this ends that nobody tells of.
     #[must_use]
-    pub fn next_end(&self, now: Stamp) -> Option<Stamp> {
+    pub fn next_end(&self) -> Option<Stamp> {
         let levels = self.holders.iter().flat_map(|hold| &hold.levels).filter_map(|level| level.until);
-        let cooling = self.holders.iter().filter_map(|hold| hold.hold_until);
+        let cooling = self.holders.iter().filter(|hold| hold.is_cooling()).filter_map(Hold::ends_at);
         let signs = self.queue.iter().filter_map(|waiter| waiter.until);
         let offers = self.queue.iter().filter_map(|waiter| waiter.offered_at).map(|since| since.after(super::OFFER));
-        levels.chain(cooling).chain(signs).chain(offers).filter(|end| *end > now).min()
+        levels.chain(cooling).chain(signs).chain(offers).min()
+    }
+
+    /// Whether this differs from `other` by more than the instants that beats and signs of life move on.
+    #[must_use]
+    pub fn differs_from(&self, other: &Self) -> bool {
+        let still = |record: &Self| {
+            let mut record = record.clone();
+            record.holders.iter_mut().flat_map(|hold| &mut hold.levels).for_each(|level| level.until = None);
+            record.queue.iter_mut().for_each(|waiter| waiter.until = None);
+            record
+        };
+        still(self) != still(other)
     }
 
     pub(super) fn note(&mut self, event: Event) {

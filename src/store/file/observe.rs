@@ -29,7 +29,7 @@ const MAX_ASLEEP: usize = 500;
 pub(super) struct DirectoryObserver {
     directory: Directory,
     only: Option<Key>,
-    /// Nothing where there is no directory yet, or no instance of inotify to have.
+    /// Nothing where there is no instance of inotify to have.
     bell: Option<Inotify>,
     woken: Arc<Woken>,
     files: HashMap<Key, Watched>,
@@ -49,7 +49,7 @@ struct Woken {
 
 impl DirectoryObserver {
     pub(super) fn new(directory: Directory, only: Option<Key>) -> io::Result<Self> {
-        let bell = if directory.is_there() { bell(&directory)? } else { None };
+        let bell = bell(&directory)?;
         let woken = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let woken = Arc::new(Woken { keys: Mutex::default(), bell: woken });
         Ok(Self { directory, only, bell, woken, files: HashMap::new() })
@@ -96,7 +96,8 @@ impl DirectoryObserver {
             Some(events) => events.map_err(|error| cannot("watch", self.directory.path(), &error.into()))?,
         };
         for InotifyEvent { mask, name, .. } in events {
-            let Some(name) = name else { return Ok(Changed::Any) };
+            // The directory was made or deleted, or more happened than the kernel remembers.
+            let Some(name) = name.filter(|_| self.directory.is_there()) else { return Ok(Changed::Any) };
             let name = name.to_string_lossy();
             let known = self.files.keys().find(|key| file_name(key) == name).cloned();
             match known.or_else(|| key_of(&name)) {
@@ -119,16 +120,21 @@ impl DirectoryObserver {
 
 impl Observer for DirectoryObserver {
     fn next(&mut self, shown: &[Record], limit: Option<Duration>) -> Result<Changed, StoreError> {
-        let mut heard = self.bell.is_some();
-        for record in shown {
-            heard &= self.sleep_on(record)?;
+        let mut unheard = BTreeSet::new();
+        // Without a bell all is looked at anyway.
+        for record in if self.bell.is_some() { shown } else { &[] } {
+            if !self.sleep_on(record)? {
+                unheard.insert(record.key.clone());
+            }
         }
-        let at_most = limit.into_iter().chain((!heard).then_some(WITHOUT_BELL)).min();
+        let hears_all = self.bell.is_some() && unheard.is_empty();
+        let at_most = limit.into_iter().chain((!hears_all).then_some(WITHOUT_BELL)).min();
         let mut fds = vec![PollFd::new(self.woken.bell.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.bell.as_ref().map(|bell| PollFd::new(bell.as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, timeout(at_most)) {
-            Ok(0) if !heard && limit.is_none_or(|limit| limit > WITHOUT_BELL) => Ok(Changed::Any),
-            Ok(0) | Err(Errno::EINTR) => Ok(Changed::Keys(BTreeSet::new())),
+            Ok(0) if limit.is_some_and(|limit| limit < WITHOUT_BELL) => Ok(Changed::Keys(BTreeSet::new())),
+            Ok(0) if self.bell.is_none() => Ok(Changed::Any),
+            Ok(0) | Err(Errno::EINTR) => Ok(Changed::Keys(unheard)),
             Ok(_) => self.rung(),
             Err(error) => Err(cannot("watch", self.directory.path(), &error.into())),
         }
@@ -170,7 +176,10 @@ fn bell(directory: &Directory) -> io::Result<Option<Inotify>> {
     let told = On::IN_MODIFY | On::IN_ATTRIB | On::IN_CREATE | On::IN_DELETE | On::IN_MOVE;
     let itself = On::IN_DELETE_SELF | On::IN_MOVE_SELF;
     let bell = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK);
-    match bell.and_then(|bell| bell.add_watch(directory.path(), told | itself).map(|_| bell)) {
+    let there = directory.path().ancestors().find(|path| path.exists()).unwrap_or(directory.path());
+    // Of a directory that is still to be made it is known in which one that begins.
+    let told = if directory.is_there() { told | itself } else { On::IN_CREATE | On::IN_MOVED_TO | itself };
+    match bell.and_then(|bell| bell.add_watch(there, told).map(|_| bell)) {
         Ok(bell) => Ok(Some(bell)),
         Err(Errno::EMFILE | Errno::ENOSPC | Errno::ENOENT) => Ok(None),
         Err(error) => Err(error.into()),

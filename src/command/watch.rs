@@ -1,0 +1,196 @@
+//! Following records as they change, in a thread of its own: told by the store, and by instants that pass.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::thread;
+use std::time::Duration;
+
+use crate::clock::Moment;
+use crate::config::Settings;
+use crate::holder;
+use crate::model::{Key, Record, Stamp};
+use crate::signal;
+use crate::store::{Changed, Intent, Scope, Store, StoreError, Trouble};
+
+/// What happens in a shorter time is one change: nobody could read more.
+const CALM: Duration = Duration::from_millis(20);
+
+/// How often it is looked at whether anybody still wants to know. Nothing is asked of the store for that.
+const WANTED: Duration = Duration::from_secs(1);
+
+/// Which keys are looked at.
+#[derive(Clone, Debug)]
+pub(super) enum Which {
+    /// These, held or not.
+    Named(Vec<Key>),
+    /// All that begin so and are held or waited for; free ones, too, if `free`.
+    Every { prefix: String, free: bool },
+}
+
+/// What one who follows hears.
+#[derive(Debug)]
+pub(super) enum News {
+    /// This is how it is, by this clock at this moment.
+    Seen(Vec<Record>, (Stamp, Moment)),
+    /// The store does not answer; it is tried again.
+    Silent(StoreError),
+    /// Nothing has changed for a while.
+    Nothing,
+    /// There will be no more news.
+    End(StoreError),
+}
+
+impl Which {
+    /// Reads the records, in order. What is wrong with one that nobody named hides no other.
+    pub(super) fn read(&self, store: &dyn Store) -> Result<Vec<Record>, StoreError> {
+        match self {
+            Self::Named(keys) => self.read_these(store, keys),
+            Self::Every { free, .. } => {
+                let mut keys = store.list(if *free { Scope::All } else { Scope::Live })?;
+                keys.retain(|key| self.includes(key));
+                let mut records = self.read_these(store, &keys)?;
+                records.retain(|record| self.shows(record));
+                Ok(records)
+            }
+        }
+    }
+
+    fn read_these(&self, store: &dyn Store, keys: &[Key]) -> Result<Vec<Record>, StoreError> {
+        let mut records = Vec::with_capacity(keys.len());
+        for (key, inspected) in keys.iter().zip(store.inspect_all(keys)?) {
+            match (self, inspected) {
+                (_, Ok(record)) => records.push(record.unwrap_or_else(|| Record::new(key.clone()))),
+                (Self::Named(_), Err(error)) => return Err(error),
+                (Self::Every { .. }, Err(error)) => log::warn!("{error}"),
+            }
+        }
+        Ok(records)
+    }
+
+    fn includes(&self, key: &Key) -> bool {
+        match self {
+            Self::Named(keys) => keys.contains(key),
+            Self::Every { prefix, .. } => key.as_str().starts_with(prefix),
+        }
+    }
+
+    /// Whether a record is to be seen.
+    pub(super) fn shows(&self, record: &Record) -> bool {
+        matches!(self, Self::Named(_) | Self::Every { free: true, .. })
+            || !record.holders.is_empty()
+            || !record.queue.is_empty()
+    }
+
+    /// The only key that is looked at, if it is one.
+    fn only(&self) -> Option<&Key> {
+        match self {
+            Self::Named(keys) => keys.first().filter(|_| keys.len() == 1),
+            Self::Every { .. } => None,
+        }
+    }
+}
+
+/// Tells `news` how it is now, and again whenever that may have changed, until it returns `false`. A store that cannot
+/// be reached is tried for as long as the settings say.
+///
+/// # Errors
+/// If no thread can be started.
+pub(super) fn follow(
+    settings: &Settings,
+    which: Which,
+    news: impl FnMut(News) -> bool + Send + 'static,
+) -> io::Result<()> {
+    let follower = Follower { url: settings.store.clone(), patience: settings.store_timeout, which };
+    signal::unheard(|| thread::Builder::new().name("follower".into()).spawn(move || follower.run(news)))?;
+    Ok(())
+}
+
+struct Follower {
+    url: crate::store::Url,
+    patience: Duration,
+    which: Which,
+}
+
+impl Follower {
+    fn run(&self, mut news: impl FnMut(News) -> bool) {
+        let mut silent = None;
+        loop {
+            let error = match self.follow(&mut silent, &mut news) {
+                Ok(true) => continue,
+                Ok(false) => return,
+                Err(error) => error,
+            };
+            let since = *silent.get_or_insert_with(Moment::now);
+            if error.trouble != Trouble::Unreachable || since.after(self.patience).left().is_zero() {
+                news(News::End(error));
+                return;
+            }
+            if !news(News::Silent(error)) {
+                return;
+            }
+            holder::pause(holder::PAUSE);
+        }
+    }
+
+    /// Follows until nobody wants to know (`false`), or until it is to begin anew.
+    fn follow(&self, silent: &mut Option<Moment>, news: &mut impl FnMut(News) -> bool) -> Result<bool, StoreError> {
+        let store = crate::store::open(&self.url, Intent::Look, self.patience.min(holder::REQUEST))?;
+        // First: so nothing is missed between what is read and what is heard.
+        let mut observer = store.observe(self.which.only())?;
+        let read = self.which.read(&*store)?;
+        *silent = None;
+        let mut records: BTreeMap<Key, Record> = read.into_iter().map(|record| (record.key.clone(), record)).collect();
+        // Once a record was read for an instant that passed, others that pass are left for a while.
+        let mut rested = Moment::now();
+        loop {
+            let shown: Vec<Record> = records.values().cloned().collect();
+            if !news(News::Seen(shown.clone(), (store.now(), Moment::now()))) {
+                return Ok(false);
+            }
+            let changed = loop {
+                let next = records.values().filter_map(Record::next_end).min();
+                let left = next.map_or(WANTED, |next| next.since(store.now()).max(rested.left()) + CALM);
+                let mut changed = match observer.next(&shown, Some(left.min(WANTED)))? {
+                    Changed::Any => return Ok(true),
+                    Changed::Keys(keys) => keys,
+                };
+                if !changed.is_empty() {
+                    thread::sleep(CALM);
+                    match observer.next(&[], Some(Duration::ZERO))? {
+                        Changed::Any => return Ok(true),
+                        Changed::Keys(more) => changed.extend(more),
+                    }
+                }
+                if rested.left().is_zero() {
+                    let ended = |record: &&Record| record.next_end().is_some_and(|end| end <= store.now());
+                    let before = changed.len();
+                    changed.extend(records.values().filter(ended).map(|record| record.key.clone()));
+                    if changed.len() > before {
+                        rested = Moment::now().after(WANTED);
+                    }
+                }
+                changed.retain(|key| self.which.includes(key));
+                if !changed.is_empty() {
+                    break changed;
+                }
+                if !news(News::Nothing) {
+                    return Ok(false);
+                }
+            };
+            self.read_again(&*store, &changed, &mut records)?;
+        }
+    }
+
+    fn read_again(
+        &self,
+        store: &dyn Store,
+        changed: &BTreeSet<Key>,
+        records: &mut BTreeMap<Key, Record>,
+    ) -> Result<(), StoreError> {
+        let keys: Vec<Key> = changed.iter().cloned().collect();
+        let read = self.which.read_these(store, &keys)?;
+        records.retain(|key, _| !changed.contains(key));
+        records.extend(read.into_iter().map(|record| (record.key.clone(), record)));
+        Ok(())
+    }
+}
