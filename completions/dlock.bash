@@ -53,7 +53,7 @@ _dlock() {
 
     case "${cmd}" in
         dlock)
-            opts="-S -q -v -h -V --store --store-file --store-timeout --quiet --verbose --help --version run status unlock fence acquire renew release check completions man"
+            opts="-S -q -v -h -V --store --store-file --store-timeout --quiet --verbose --log-format --help --version run status unlock fence acquire renew release check completions man"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -75,6 +75,10 @@ _dlock() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -83,7 +87,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__acquire)
-            opts="-n -w -E -s -S -q -v -h --nonblock --wait --conflict-exit-code --if-fence --shared --slots --ttl --min-hold --note --json --store --store-file --store-timeout --quiet --verbose --help"
+            opts="-n -w -E -s -S -q -v -h --nonblock --wait --conflict-exit-code --if-fence --shared --slots --ttl --min-hold --note --json --store --store-file --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -141,6 +145,10 @@ _dlock() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -149,7 +157,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__check)
-            opts="-S -q -v -h --store --store-file --store-timeout --quiet --verbose --help"
+            opts="-S -q -v -h --store --store-file --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -169,6 +177,10 @@ _dlock() {
                     ;;
                 --store-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -179,7 +191,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__completions)
-            opts="-S -q -v -h --store --store-file --store-timeout --quiet --verbose --help bash elvish fish powershell zsh"
+            opts="-S -q -v -h --store --store-file --store-timeout --quiet --verbose --log-format --help bash elvish fish powershell zsh"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -199,6 +211,10 @@ _dlock() {
                     ;;
                 --store-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -209,7 +225,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__fence)
-            opts="-S -q -v -h --store --store-file --store-timeout --quiet --verbose --help"
+            opts="-S -q -v -h --store --store-file --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -229,6 +245,10 @@ _dlock() {
                     ;;
                 --store-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -239,7 +259,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__man)
-            opts="-S -q -v -h --store --store-file --store-timeout --quiet --verbose --help"
+            opts="-S -q -v -h --store --store-file --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -259,6 +279,10 @@ _dlock() {
                     ;;
                 --store-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -269,7 +293,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__release)
-            opts="-S -q -v -h --store --store-file --store-timeout --quiet --verbose --help"
+            opts="-S -q -v -h --store --store-file --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -291,6 +315,10 @@ _dlock() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -299,7 +327,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__renew)
-            opts="-S -q -v -h --ttl --store --store-file --store-timeout --quiet --verbose --help"
+            opts="-S -q -v -h --ttl --store --store-file --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -325,6 +353,10 @@ _dlock() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -333,7 +365,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__run)
-            opts="-n -w -E -s -k -S -q -v -h --nonblock --wait --conflict-exit-code --if-fence --shared --slots --ttl --min-hold --note --max-reentry --kill-after --max-run --on-lost --store --store-file --store-timeout --quiet --verbose --help"
+            opts="-n -w -E -s -k -S -q -v -h --nonblock --wait --conflict-exit-code --if-fence --shared --slots --ttl --min-hold --note --max-reentry --kill-after --max-run --on-lost --store --store-file --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -411,6 +443,10 @@ _dlock() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -419,7 +455,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__status)
-            opts="-S -q -v -h --prefix --all --json --store --store-file --store-timeout --quiet --verbose --help"
+            opts="-S -q -v -h --prefix --all --json --watch --store --store-file --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -445,6 +481,10 @@ _dlock() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -453,7 +493,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__unlock)
-            opts="-w -S -q -v -h --lease --wait --force --yes --store --store-file --store-timeout --quiet --verbose --help"
+            opts="-w -S -q -v -h --lease --wait --force --yes --store --store-file --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -485,6 +525,10 @@ _dlock() {
                     ;;
                 --store-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
                     return 0
                     ;;
                 *)

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_dlock_global_optspecs
-    string join \n S/store= store-file= store-timeout= q/quiet v/verbose h/help V/version
+    string join \n S/store= store-file= store-timeout= q/quiet v/verbose log-format= h/help V/version
 end
 
 function __fish_dlock_needs_command
@@ -26,7 +26,9 @@ end
 
 complete -c dlock -n "__fish_dlock_needs_command" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_needs_command" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
-complete -c dlock -n "__fish_dlock_needs_command" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_needs_command" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_needs_command" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
+json\t'For programs'"
 complete -c dlock -n "__fish_dlock_needs_command" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_needs_command" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_needs_command" -s h -l help -d 'Print help'
@@ -55,7 +57,9 @@ complete -c dlock -n "__fish_dlock_using_subcommand run" -l on-lost -d 'What a l
 continue\t'It goes on; dlock still exits 76'"
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand run" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
+json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s n -l nonblock -d 'Give up at once if the key is taken'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s s -l shared -d 'Hold it together with other shared holders'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s q -l quiet -d 'Say nothing but errors'
@@ -64,9 +68,12 @@ complete -c dlock -n "__fish_dlock_using_subcommand run" -s h -l help -d 'Print 
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l prefix -d 'Only keys that begin so' -r
 complete -c dlock -n "__fish_dlock_using_subcommand status" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand status" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
+json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l all -d 'Free keys, too'
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l json -d 'As JSON, for programs'
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l watch -d 'Show it again whenever it changes; with --json, one object for each change'
 complete -c dlock -n "__fish_dlock_using_subcommand status" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand status" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand status" -s h -l help -d 'Print help'
@@ -74,7 +81,9 @@ complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l lease -d 'Only if
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s w -l wait -d 'How long the holder may take to stop [default: what is left of its ttl]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
+json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l force -d 'Do not wait for the holder to stop'
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l yes -d 'Do not ask'
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s q -l quiet -d 'Say nothing but errors'
@@ -82,7 +91,9 @@ complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s v -l verbose -d '
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand fence" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
+json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s h -l help -d 'Print help'
@@ -95,7 +106,9 @@ complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l min-hold -d 'Kee
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l note -d 'Shown by status (or DLOCK_NOTE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
+json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s n -l nonblock -d 'Give up at once if the key is taken'
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s s -l shared -d 'Hold it together with other shared holders'
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l json -d 'Key, lease, fence and end as JSON, for programs'
@@ -105,31 +118,41 @@ complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s h -l help -d 'Pr
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -l ttl -d 'How long the lease lives from now on, at least 500ms; never less than it would have [default: 30s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand renew" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand renew" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand renew" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
+json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand release" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand release" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
+json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand check" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand check" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand check" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
+json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand check" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand check" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand check" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
+json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand man" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand man" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand man" -l store-timeout -d 'How long to try a store that cannot be reached [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand man" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand man" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
+json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand man" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand man" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand man" -s h -l help -d 'Print help'

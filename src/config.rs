@@ -12,11 +12,11 @@ use nix::unistd::{User, geteuid, gethostname};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::child::{Policy, Program};
-use crate::cli::{self, OnLost};
+use crate::cli::{self, LogFormat, OnLost};
 use crate::exit::{Code, Failure};
 use crate::holder::Limits;
 use crate::model::{Fence, Info, Key, LeaseId, Mode};
-use crate::output::Verbosity;
+use crate::output::{Format, Verbosity};
 use crate::store::Url;
 use crate::sys;
 
@@ -89,6 +89,15 @@ pub fn verbosity(global: &cli::Global) -> Verbosity {
         (true, _) => Verbosity::Quiet,
         (_, true) => Verbosity::Verbose,
         _ => Verbosity::Normal,
+    }
+}
+
+/// In which form to say it.
+#[must_use]
+pub fn format(form: LogFormat) -> Format {
+    match form {
+        LogFormat::Text => Format::Text,
+        LogFormat::Json => Format::Json,
     }
 }
 

@@ -9,6 +9,7 @@ mod holder;
 mod house;
 mod input;
 mod law;
+mod output;
 mod readme;
 mod record;
 #[cfg(feature = "redis")]

@@ -6,7 +6,7 @@ mod verbs;
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
-use clap::{Args, Command, CommandFactory, Parser, Subcommand};
+use clap::{Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use self::verbs::{Acquire, Completions, Fence, Man, Mine, OnLost, Renew, Run, Status, Terms, Unlock};
 use crate::exit::Failure;
@@ -43,7 +43,7 @@ pub struct Global {
     /// Read the store's URL from a file (or DLOCK_STORE_FILE)
     #[arg(long, global = true, value_name = "FILE")]
     pub store_file: Option<OsString>,
-    /// How long to try a store that cannot be reached [default: 10s]
+    /// How long to try an unreachable store [default: 10s]
     #[arg(long, global = true, value_name = "DUR")]
     pub store_timeout: Option<String>,
     /// Say nothing but errors
@@ -52,6 +52,19 @@ pub struct Global {
     /// Say what is going on
     #[arg(short, long, global = true)]
     pub verbose: bool,
+    /// Say it in lines of text or json [default: text]
+    #[arg(long, global = true, value_name = "FORM", hide_possible_values = true)]
+    pub log_format: Option<LogFormat>,
+}
+
+/// The form of dlock's own lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// What to do.
@@ -105,6 +118,15 @@ pub fn parse(args: &[OsString]) -> Result<Asked, Failure> {
         }
         Err(error) => Err(Failure::usage(corrected(args).unwrap_or_else(|| one_line(&error)))),
     }
+}
+
+/// The form of dlock's own lines, as far as it can be told from arguments that make no sense.
+#[must_use]
+pub fn log_format(args: &[OsString]) -> LogFormat {
+    let ours = args.split(|arg| arg == "--").next().unwrap_or_default();
+    let json = ours.iter().any(|arg| arg == "--log-format=json")
+        || ours.windows(2).any(|pair| pair[0] == "--log-format" && pair[1] == "json");
+    if json { LogFormat::Json } else { LogFormat::Text }
 }
 
 /// If only the `--` before the command is missing: the line with it.

@@ -24,7 +24,7 @@ use crate::cli::{self, Asked, Verb};
 use crate::config::{self, Settings};
 use crate::exit::{Code, Ending, Failure};
 use crate::holder;
-use crate::output;
+use crate::output::{self, Level, Verbosity};
 use crate::store::{self, Intent, Store, StoreError, Trouble};
 
 /// Does what the arguments ask for, and says how to end.
@@ -38,29 +38,22 @@ pub fn main(args: &[OsString]) -> Ending {
 fn guarded(work: impl FnOnce() -> Ending) -> Ending {
     panic::set_hook(Box::new(|info| {
         let words = info.to_string().replace('\n', " ");
-        output::say(&format!("this is a bug: {words}; please report it"));
+        output::say(Level::Error, &format!("this is a bug: {words}; please report it"));
     }));
     panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Code::Bug.into())
 }
 
 fn parse_and_perform(args: &[OsString]) -> Ending {
-    let asked = match cli::parse(args) {
-        Ok(asked) => asked,
-        Err(failure) => {
-            output::open(output::Verbosity::Normal);
-            return fail(&failure);
-        }
+    let asked = cli::parse(args);
+    let (verbosity, form) = match &asked {
+        Ok(Asked::Verb(cli)) => (config::verbosity(&cli.global), cli.global.log_format.unwrap_or_default()),
+        Ok(Asked::Text(_)) | Err(_) => (Verbosity::Normal, cli::log_format(args)),
     };
-    let done = match asked {
-        Asked::Text(text) => {
-            output::open(output::Verbosity::Normal);
-            print(&text).map(|()| Ending::OK)
-        }
-        Asked::Verb(cli) => {
-            output::open(config::verbosity(&cli.global));
-            perform(*cli)
-        }
-    };
+    output::open(verbosity, config::format(form));
+    let done = asked.and_then(|asked| match asked {
+        Asked::Text(text) => print(&text).map(|()| Ending::OK),
+        Asked::Verb(cli) => perform(*cli),
+    });
     done.unwrap_or_else(|failure| fail(&failure))
 }
 

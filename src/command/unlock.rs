@@ -9,7 +9,7 @@ use crate::clock::Moment;
 use crate::config::{self, Settings};
 use crate::exit::{Code, Ending, Failure};
 use crate::model::{Hold, Key, LeaseId};
-use crate::output;
+use crate::output::{self, Level};
 use crate::store::{Intent, Store, Watch};
 
 /// How long a holder may take to stop where its lease has no end: longer than any sensible kill-after.
@@ -40,11 +40,8 @@ pub(super) fn unlock(unlock: &cli::Unlock, settings: &Settings) -> Result<Ending
     }
     if !unlock.yes {
         for hold in &meant {
-            output::say(&format!(
-                "{}, lease {}",
-                words::taken(&key, &[(*hold).clone()], 0, store.now()),
-                hold.lease.short()
-            ));
+            let taken = words::taken(&key, &[(*hold).clone()], 0, store.now());
+            output::say(Level::Info, &format!("{taken}, lease {}", hold.lease.short()));
         }
         let asked = output::confirm(if unlock.force { "take it away at once?" } else { "stop and unlock it?" });
         if !asked.map_err(|error| Failure::os("cannot ask", &error))? {

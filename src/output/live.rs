@@ -64,7 +64,7 @@ struct Region {
 impl Region {
     /// What we may draw on. If there is nothing, what is drawn is not ours any more.
     fn screen(&mut self) -> Option<Screen> {
-        let screen = Screen::of(self.stream).filter(|_| self.stream.is_ours());
+        let screen = Screen::of(self.stream).filter(|_| self.stream.is_ours() && !super::is_json());
         if screen.is_none() {
             self.forget();
         }

@@ -16,7 +16,8 @@ pub(super) const DLOCK: Page = Page {
             Valkey server, which many machines share. The URL of one may have a user, a password and a database \
             (redis://USER:PASSWORD@HOST:PORT/DB), a prefix for its keys (?prefix=NAME), and rediss:// TLS \
             (?ca=FILE&cert=FILE&key=FILE); redis+unix:///SOCKET is a socket. Keep a URL with a password in a file, \
-            for --store-file.",
+            for --store-file. With --log-format json each line on stderr is a JSON object with schema (1), time (RFC \
+            3339), level (error, warn or info) and message.",
     exit: &[("0", "success"), ("others", "see the page of the verb")],
     examples: &[
         ("Run a backup, one at a time", "dlock run backup -- /usr/local/bin/backup"),
@@ -149,7 +150,7 @@ pub(super) const COMMON: [(&str, &str); 6] = [
     ("78", "bad configuration, a store URL that cannot be understood"),
 ];
 
-pub(super) const ENVIRONMENT: [(&str, &str); 8] = [
+pub(super) const ENVIRONMENT: [(&str, &str); 9] = [
     ("DLOCK_STORE", "the store, unless --store says otherwise"),
     ("DLOCK_STORE_FILE", "a file with the store's URL, so that a password stands in no argument list"),
     ("DLOCK_NOTE", "what --note says"),
@@ -158,6 +159,7 @@ pub(super) const ENVIRONMENT: [(&str, &str); 8] = [
     ("XDG_STATE_HOME", "where the default directory is, unless root runs dlock"),
     ("HOME", "where it is without XDG_STATE_HOME: in .local/state"),
     ("PATH", "where the command is looked for"),
+    ("NO_COLOR", "if it is set and not empty, no text is bold or coloured"),
 ];
 
 pub(super) const FILES: [(&str, &str); 2] = [
