@@ -1,75 +1,16 @@
-//! In a terminal all is as without dlock: Ctrl-C, Ctrl-Z, reading, pipelines.
+//! In a terminal all is as without dlock: Ctrl-C, Ctrl-Z, reading, pipelines. What dlock shows fits it.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 
-use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, setsid};
 
+use crate::support::terminal::Terminal;
 use crate::support::{DLOCK, Store, command, finish};
 
 /// Says which signals it gets.
 const LISTENER: &str =
     r#"$SIG{$_} = sub { syswrite STDOUT, "<$_[0]>" } for qw(INT USR1); syswrite STDOUT, "rea" . "dy"; sleep 1 while 1"#;
-
-/// A process that leads a session of its own on a terminal of its own.
-struct Terminal {
-    master: File,
-    child: Child,
-    shown: String,
-}
-
-impl Terminal {
-    #[expect(unsafe_code, reason = "only so can a child get a controlling terminal")]
-    fn start(store: &Store, program: &mut Command) -> Self {
-        let pty = openpty(None, None).expect("there are pseudo terminals");
-        let slave = || File::from(pty.slave.try_clone().expect("a descriptor"));
-        program.stdin(slave()).stdout(slave()).stderr(slave());
-        program.env("DLOCK_STORE", format!("file:{}", store.path("locks").display()));
-        // SAFETY: both are plain system calls.
-        unsafe {
-            program.pre_exec(|| {
-                setsid()?;
-                if libc::ioctl(0, libc::TIOCSCTTY, 0) == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-            });
-        }
-        let child = program.spawn().expect("it starts");
-        Self { master: pty.master.into(), child, shown: String::new() }
-    }
-
-    fn types(&mut self, text: &str) {
-        self.master.write_all(text.as_bytes()).expect("the terminal takes it");
-    }
-
-    /// Waits until it has shown `text`, and forgets what it showed before.
-    #[track_caller]
-    fn shows(&mut self, text: &str) {
-        while !self.shown.contains(text) {
-            let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
-            let ready = poll(&mut fds, PollTimeout::from(20_000_u16)).expect("poll works");
-            let mut bytes = [0; 4096];
-            let length = if ready > 0 { self.master.read(&mut bytes).unwrap_or(0) } else { 0 };
-            assert!(length > 0, "{text:?} is not in {:?}", self.shown);
-            self.shown.push_str(&String::from_utf8_lossy(&bytes[..length]));
-        }
-        let (_, rest) = self.shown.split_once(text).expect("it was found");
-        self.shown = rest.to_owned();
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id().cast_signed())
-    }
-
-    fn ends(mut self) -> ExitStatus {
-        self.child.wait().expect("it can be waited for")
-    }
-}
 
 #[test]
 fn ctrl_c_reaches_the_command_once() {
@@ -111,6 +52,21 @@ fn a_command_can_read_from_the_terminal_and_set_it() {
     terminal.types("words\n");
     terminal.shows("got-words");
     assert!(terminal.ends().success());
+}
+
+#[test]
+fn a_command_hears_once_of_a_terminal_that_changes_its_size() {
+    let store = Store::new();
+    let listener = r#"$SIG{WINCH} = sub { print `stty size` }; $| = 1; print "rea" . "dy\n"; sleep 1 while 1"#;
+    let mut terminal = Terminal::start(&store, command(DLOCK).args(["run", "k", "--", "perl", "-e", listener]));
+    terminal.await_screen(|screen| screen == "ready");
+    terminal.resize(10, 40);
+    terminal.await_screen(|screen| screen == "ready\n10 40");
+    terminal.resize(9, 4);
+    terminal.await_screen(|screen| screen == "ready\n10 40\n9 4");
+    kill(terminal.pid(), Signal::SIGTERM).expect("it runs");
+    assert_eq!(terminal.ends().signal(), Some(Signal::SIGTERM as i32));
+    assert_eq!(terminal.screen(), "ready\n10 40\n9 4");
 }
 
 #[test]
@@ -174,4 +130,49 @@ fn pipelines_end_when_they_end_without_dlock() {
     sh("yes | $0 run k -- head -1").is(0, "y\n", "");
     sh("$0 run k -- yes | head -1; exit ${PIPESTATUS[0]}").is(141, "y\n", "");
     sh("printf 'a\\nb\\n' | $0 run k -- cat | $0 run j -- tail -1").is(0, "b\n", "");
+}
+
+/// What `status` shows on a terminal of so many columns, with this in its environment.
+fn status(store: &Store, columns: u16, environment: &[(&str, &str)]) -> (Terminal, String) {
+    let mut dlock: Command = store.dlock(&["status"]);
+    let mut terminal = Terminal::start_sized(store, dlock.envs(environment.to_vec()), 24, columns);
+    assert!(terminal.ends().success());
+    let screen = terminal.screen();
+    (terminal, screen)
+}
+
+#[test]
+fn a_table_fits_the_terminal_and_its_header_is_bold() {
+    let store = Store::new();
+    let key = "deploy/production/europe/".repeat(5);
+    let _holder = store.holding(&key, &["--note", &"東京".repeat(30)], "echo ready; cat >/dev/null");
+    for columns in [120, 80, 40] {
+        let (terminal, screen) = status(&store, columns, &[]);
+        assert_eq!(screen.lines().count(), 2, "no line wraps:\n{screen}");
+        assert!(screen.contains("exclusive") && screen.contains('…'), "{screen}");
+        assert_eq!(screen.contains("NOTE"), columns > 80, "{screen}");
+        let bold = |row| terminal.emulator().cell(row, 0).is_some_and(vt100::Cell::bold);
+        assert!(bold(0) && !bold(1), "{screen}");
+    }
+    let (terminal, screen) = status(&store, 80, &[("NO_COLOR", "1")]);
+    assert!(screen.contains('…') && !terminal.shown.contains('\u{1b}'), "{screen}");
+    let (terminal, screen) = status(&store, 80, &[("NO_COLOR", "")]);
+    assert!(terminal.shown.contains("\u{1b}[1m"), "{screen}");
+    // One that has no cursor to move is not drawn on.
+    for term in ["dumb", ""] {
+        let (terminal, screen) = status(&store, 80, &[("TERM", term)]);
+        assert!(!terminal.shown.contains('\u{1b}') && terminal.shown.contains(&key), "{screen}");
+    }
+}
+
+#[test]
+fn a_terminal_that_is_held_with_ctrl_s_holds_nobody_up() {
+    let store = Store::new();
+    let _holder = store.hold("k");
+    let script = format!("echo rea''dy; read x; {DLOCK} run -n k -- true; echo $? >code");
+    let mut terminal = Terminal::start(&store, command("sh").args(["-c", &script]).current_dir(store.dir.path()));
+    terminal.shows("ready");
+    terminal.types("\u{13}\n");
+    assert!(terminal.ends().success());
+    assert_eq!(std::fs::read_to_string(store.path("code")).expect("it was written"), "75\n");
 }
