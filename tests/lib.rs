@@ -16,6 +16,7 @@ mod record;
 mod redis;
 mod reentry;
 mod run;
+mod screen;
 mod signals;
 mod status;
 mod support;

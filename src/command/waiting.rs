@@ -122,7 +122,7 @@ impl View {
         let waiting = words::waiting(&self.key, waited, ahead);
         let mut ways: Vec<String> =
             words::holding(&record.holders, now).into_iter().map(|held| format!("{waiting}: {held}")).collect();
-        ways.push(waiting);
+        ways.extend([waiting, words::waiting(&self.key, waited, None)]);
         ways
     }
 }

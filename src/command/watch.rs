@@ -121,8 +121,12 @@ impl Follower {
                 Err(error) => error,
             };
             let since = *silent.get_or_insert_with(Moment::now);
-            if error.trouble != Trouble::Unreachable || since.after(self.patience).left().is_zero() {
+            if error.trouble != Trouble::Unreachable {
                 news(News::End(error));
+                return;
+            }
+            if since.after(self.patience).left().is_zero() {
+                news(News::End(holder::gave_up(&error, self.patience)));
                 return;
             }
             if !news(News::Silent(error)) {

@@ -104,7 +104,9 @@ pub fn patiently<T>(patience: Duration, mut work: impl FnMut() -> Result<T, Stor
     }
 }
 
-fn gave_up(error: &StoreError, patience: Duration) -> StoreError {
+/// The error of one who tried for so long.
+#[must_use]
+pub fn gave_up(error: &StoreError, patience: Duration) -> StoreError {
     let words = format_args!("{error}; gave up after {}", humantime::format_duration(patience)).to_string();
     StoreError { trouble: error.trouble, maybe_done: error.maybe_done, words }
 }

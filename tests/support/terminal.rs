@@ -6,6 +6,7 @@ use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -85,12 +86,15 @@ impl Terminal {
     /// Waits until what a person sees is such.
     #[track_caller]
     pub(crate) fn await_screen(&mut self, mut such: impl FnMut(&str) -> bool) -> String {
+        let start = Instant::now();
         loop {
             let screen = self.screen();
             if such(&screen) {
                 return screen;
             }
-            assert!(self.read(PATIENCE_MS), "this does not come to be as it should:\n{screen}");
+            // Something that is drawn again and again does not make it any better.
+            let in_time = start.elapsed() < Duration::from_millis(PATIENCE_MS.into());
+            assert!(in_time && self.read(PATIENCE_MS), "this does not come to be as it should:\n{screen}");
         }
     }
 
