@@ -343,6 +343,42 @@ fn a_million_keys_of_others_make_nothing_slower() {
     }
 }
 
+#[test]
+fn all_held_keys_are_shown_and_no_others_are_asked_for() {
+    on_both(|store| {
+        let server = store.server();
+        thread::scope(|scope| {
+            for tens in 0..30 {
+                scope.spawn(move || {
+                    for number in 0..10 {
+                        let key = format!("held/{tens}{number}");
+                        assert!(store.run(&["acquire", "--ttl", "1h", &key]).status.success());
+                    }
+                });
+            }
+        });
+        // Keys that were given back a while ago are of no interest.
+        for number in 0..50 {
+            server.ask(&["ZADD", "dlock:index", "1700000000000000", &format!("free/{number}")]);
+        }
+        server.ask(&["CONFIG", "RESETSTAT"]);
+        let done = store.run(&["status"]);
+        assert_eq!(done.stdout.lines().count(), 301);
+        assert_eq!(["evalsha", "zrangebyscore", "time"].map(|command| server.calls(command)), [300, 1, 301]);
+    });
+}
+
+#[test]
+fn whoever_checks_a_lease_asks_once() {
+    on_both(|store| {
+        let server = store.server();
+        let id = store.run(&["acquire", "k"]).stdout;
+        server.ask(&["CONFIG", "RESETSTAT"]);
+        assert!(store.run(&["check", "k", id.trim()]).status.success());
+        assert_eq!(["evalsha", "eval"].map(|command| server.calls(command)), [1, 0]);
+    });
+}
+
 /// Checks that a server keeps only what is kept of free keys, and each for a limited time.
 #[track_caller]
 fn is_tidy(server: &Server) {
