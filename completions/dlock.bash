@@ -28,6 +28,9 @@ _dlock() {
             dlock,fence)
                 cmd="dlock__subcmd__fence"
                 ;;
+            dlock,guard)
+                cmd="dlock__subcmd__guard"
+                ;;
             dlock,man)
                 cmd="dlock__subcmd__man"
                 ;;
@@ -53,7 +56,7 @@ _dlock() {
 
     case "${cmd}" in
         dlock)
-            opts="-S -q -v -h -V --store --store-file --store-timeout --quiet --verbose --log-format --help --version run status unlock fence acquire renew release check completions man"
+            opts="-S -q -v -h -V --store --store-file --store-timeout --quiet --verbose --log-format --help --version run status unlock fence acquire renew release check guard completions man"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -231,6 +234,44 @@ _dlock() {
                 return 0
             fi
             case "${prev}" in
+                --store)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -S)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --store-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --store-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dlock__subcmd__guard)
+            opts="-S -q -v -h --fence --store --store-file --store-timeout --quiet --verbose --log-format --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --fence)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --store)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

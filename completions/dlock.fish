@@ -25,7 +25,7 @@ function __fish_dlock_using_subcommand
 end
 
 complete -c dlock -n "__fish_dlock_needs_command" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
-complete -c dlock -n "__fish_dlock_needs_command" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_needs_command" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_needs_command" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_needs_command" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -41,6 +41,7 @@ complete -c dlock -n "__fish_dlock_needs_command" -f -a "acquire" -d 'Take a lea
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "renew" -d 'Extend such a lease'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "release" -d 'Give such a lease back'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "check" -d 'Print for how many seconds my lease is still good'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "guard" -d 'Run a command unless its fence is older than one that was seen here'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "completions" -d 'Print a completion script for a shell'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "man" -d 'Print a man page'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s w -l wait -d 'Wait at most so long [default: as long as it takes]' -r
@@ -56,7 +57,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand run" -l max-run -d 'Stop the
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l on-lost -d 'What a lost lease does to the command: stop or continue [default: stop]' -r -f -a "stop\t'It is stopped'
 continue\t'It goes on; dlock still exits 76'"
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand run" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -67,7 +68,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand run" -s v -l verbose -d 'Say
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l prefix -d 'Only keys that begin so' -r
 complete -c dlock -n "__fish_dlock_using_subcommand status" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand status" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -80,7 +81,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand status" -s h -l help -d 'Pri
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l lease -d 'Only if this lease holds it: at least the first 8 digits of its id' -r
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s w -l wait -d 'How long the holder may take to stop [default: what is left of its ttl]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -90,7 +91,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s q -l quiet -d 'Sa
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand fence" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -105,7 +106,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l ttl -d 'How long
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l min-hold -d 'Keep the key taken for at least DUR, even if the command ends sooner' -r
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l note -d 'Shown by status (or DLOCK_NOTE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -117,7 +118,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s v -l verbose -d 
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -l ttl -d 'How long the lease lives from now on, at least 500ms; never less than it would have [default: 30s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand renew" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand renew" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -125,7 +126,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand renew" -s q -l quiet -d 'Say
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand release" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand release" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand release" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -133,15 +134,24 @@ complete -c dlock -n "__fish_dlock_using_subcommand release" -s q -l quiet -d 'S
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand check" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand check" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand check" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand check" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand check" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand check" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand check" -s h -l help -d 'Print help'
+complete -c dlock -n "__fish_dlock_using_subcommand guard" -l fence -d 'The fence of the lock that the command is run under [default: DLOCK_FENCE]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand guard" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand guard" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand guard" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand guard" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
+json\t'For programs'"
+complete -c dlock -n "__fish_dlock_using_subcommand guard" -s q -l quiet -d 'Say nothing but errors'
+complete -c dlock -n "__fish_dlock_using_subcommand guard" -s v -l verbose -d 'Say what is going on'
+complete -c dlock -n "__fish_dlock_using_subcommand guard" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -149,7 +159,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand completions" -s q -l quiet -
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand man" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand man" -l store-file -d 'Read the store\'s URL from a file (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand man" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand man" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand man" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"

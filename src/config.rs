@@ -1,6 +1,8 @@
 //! What was typed, and what the environment says, made into what it means. All errors of a command line
 //! are found here, before anything is touched.
 
+mod guard;
+
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -11,6 +13,7 @@ use std::time::Duration;
 use nix::unistd::{User, geteuid, gethostname};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+pub use self::guard::GuardPlan;
 use crate::child::{Policy, Program};
 use crate::cli::{self, LogFormat, OnLost};
 use crate::exit::{Code, Failure};

@@ -17,8 +17,12 @@ fn a_key_that_is_none_is_refused_before_anything_is_touched() {
     for (key, words) in
         [("", "at least one"), (&*long, "at most 200 bytes, this one has 201"), ("a\nb", "control"), (" a", "blank")]
     {
-        for verb in ["run", "status", "unlock", "fence"] {
-            let more: &[&str] = if verb == "run" { &["--", "true"] } else { &[] };
+        for verb in ["run", "status", "unlock", "fence", "guard"] {
+            let more: &[&str] = match verb {
+                "run" => &["--", "true"],
+                "guard" => &["--fence", "1", "--", "true"],
+                _ => &[],
+            };
             store.run(&[&[verb, key], more].concat()).says(64, &["a key", words]);
         }
     }
@@ -101,13 +105,15 @@ fn bad_usage_is_one_line_that_names_what_is_wrong() {
 #[test]
 fn a_missing_double_dash_shows_the_corrected_line() {
     let store = Store::new();
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["run", "k", "true"], "run k -- true"),
         (&["run", "-w", "5", "k", "echo", "-n", "it's"], r"run -w 5 k -- echo -n 'it'\''s'"),
         (&["run", "k", "-w", "5", "sh", "-c", "exit 3"], "run k -w 5 -- sh -c 'exit 3'"),
         (&["-q", "run", "-n", "k", "true"], "-q run -n k -- true"),
         (&["run", "--note", "a b", "k", "echo", "$HOME", "*", ""], "run --note 'a b' k -- echo '$HOME' '*' ''"),
         (&["run", "a b", "ls", "-l"], "run 'a b' -- ls -l"),
+        (&["guard", "db", "--fence", "7", "sh", "-c", "exit 3"], "guard db --fence 7 -- sh -c 'exit 3'"),
+        (&["guard", "-S", "file:x", "db", "psql"], "guard -S file:x db -- psql"),
     ];
     for (args, line) in cases {
         store.run(args).is(64, "", &format!("dlock: '--' is missing before the command; write: dlock {line}\n"));

@@ -5,6 +5,7 @@ mod contention;
 mod crash;
 mod directory;
 mod generated;
+mod guard;
 mod holder;
 mod house;
 mod input;

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use dlock::model::{
-    Ask, Clock, Ending, EventKind, Info, Key, LAYOUT, LeaseId, Mode, Patience, Record, RecordError, Role, Stamp, Ticket,
+    Ask, Clock, Ending, EventKind, Fence, Info, Key, LAYOUT, LeaseId, Mode, Patience, Record, RecordError, Role, Stamp,
+    Ticket,
 };
 use serde_json::{Value, json};
 
@@ -111,6 +112,15 @@ fn what_a_newer_version_wrote_survives_a_change_by_this_one_wherever_it_stands()
     {
         assert!(places.iter().any(|known| known == place), "the record should have tried '{place}'");
     }
+}
+
+#[test]
+fn only_a_record_of_a_resource_has_a_fence_that_passed() {
+    let mut record = full();
+    assert_eq!(written(&record).get("passed"), None, "a record of a lock is as older versions know it");
+    record.pass(lease(2), Fence(u64::MAX));
+    assert_eq!(written(&record)["passed"], json!(u64::MAX));
+    assert_eq!(Record::decode(&key(), &record.encode()), Ok(record));
 }
 
 #[test]

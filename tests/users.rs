@@ -86,6 +86,43 @@ fn a_home_that_is_not_set_is_bad_configuration() {
     assert!(store.path("home/.local/state/dlock/k.lock").exists());
 }
 
+#[cfg(feature = "redis")]
+#[test]
+fn a_guard_inside_a_run_on_a_server_remembers_in_the_default_directory() {
+    if !is_root() {
+        return;
+    }
+    let store = Store::new();
+    let home = store.path("home");
+    let guard = |fence: &str| {
+        let mut guard = user(&store, ALICE, ALICE, &["guard", "db", "--", "echo", "in"]);
+        guard.env("DLOCK_STORE", "redis://127.0.0.1:1").env("DLOCK_FENCE", fence).env("HOME", &home);
+        finish(guard.env_remove("XDG_STATE_HOME"))
+    };
+    fs::create_dir(&home).expect("a folder");
+    chown(&home, Some(ALICE), None).expect("we are root");
+    guard("7").is(0, "in\n", "");
+    guard("6").says(76, &["'db' has seen 7 in", "home/.local/state/dlock,"]);
+    assert!(home.join(".local/state/dlock/db.guard").exists());
+}
+
+#[test]
+fn a_group_shares_what_its_guards_remember_and_root_locks_nobody_out_of_it() {
+    if !is_root() {
+        return;
+    }
+    let store = shared();
+    let guard = |fence: &'static str| ["guard", "db", "--fence", fence, "--", "echo", "in"];
+    as_user(&store, ALICE, TEAM, &guard("2")).is(0, "in\n", "");
+    as_user(&store, BOB, TEAM, &guard("1")).says(76, &["'db' has seen 2"]);
+    as_user(&store, BOB, TEAM, &guard("4")).is(0, "in\n", "");
+    store.run(&guard("3")).says(76, &["'db' has seen 4"]);
+    as_user(&store, MALLORY, MALLORY, &guard("9")).says(73, &["locks'"]);
+    fs::remove_file(store.path("locks/db.guard")).expect("we are root");
+    store.run(&guard("6")).is(0, "in\n", "");
+    as_user(&store, BOB, TEAM, &guard("5")).says(76, &["'db' has seen 6"]);
+}
+
 #[test]
 fn a_directory_of_another_user_is_refused() {
     if !is_root() {

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::{Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
 
-pub use self::verbs::{Acquire, Completions, Fence, Man, Mine, OnLost, Renew, Run, Status, Terms, Unlock};
+pub use self::verbs::{Acquire, Completions, Fence, Guard, Man, Mine, OnLost, Renew, Run, Status, Terms, Unlock};
 use crate::exit::Failure;
 
 /// Hold a named lease while a command runs.
@@ -40,7 +40,7 @@ pub struct Global {
     /// Where leases live, say redis://HOST (or DLOCK_STORE)
     #[arg(short = 'S', long, global = true, value_name = "URL", conflicts_with = "store_file")]
     pub store: Option<OsString>,
-    /// Read the store's URL from a file (or DLOCK_STORE_FILE)
+    /// Read that URL from FILE (or DLOCK_STORE_FILE)
     #[arg(long, global = true, value_name = "FILE")]
     pub store_file: Option<OsString>,
     /// How long to try an unreachable store [default: 10s]
@@ -86,6 +86,8 @@ pub enum Verb {
     Release(Mine),
     /// Print for how many seconds my lease is still good
     Check(Mine),
+    /// Run a command unless its fence is older than one that was seen here
+    Guard(Guard),
     /// Print a completion script for a shell
     #[command(hide = true)]
     Completions(Completions),
@@ -93,6 +95,9 @@ pub enum Verb {
     #[command(hide = true)]
     Man(Man),
 }
+
+/// The verbs that run a command.
+const WITH_COMMAND: [&str; 2] = ["run", "guard"];
 
 /// What the arguments ask for.
 #[derive(Debug)]
@@ -134,11 +139,16 @@ fn corrected(args: &[OsString]) -> Option<String> {
     if args.iter().any(|arg| arg == "--") {
         return None;
     }
-    let lenient = |run: Command| {
-        run.mut_arg("command", |command| command.last(false).trailing_var_arg(true).allow_hyphen_values(true))
+    let lenient = |verb: Command| {
+        verb.mut_arg("command", |command| command.last(false).trailing_var_arg(true).allow_hyphen_values(true))
     };
-    let matches = Cli::command().mut_subcommand("run", lenient).try_get_matches_from(args).ok()?;
-    let typed = matches.subcommand_matches("run")?.get_many::<OsString>("command")?.len();
+    let cli = WITH_COMMAND.iter().fold(Cli::command(), |cli, verb| cli.mut_subcommand(verb, lenient));
+    let matches = cli.try_get_matches_from(args).ok()?;
+    let (verb, matches) = matches.subcommand()?;
+    if !WITH_COMMAND.contains(&verb) {
+        return None;
+    }
+    let typed = matches.get_many::<OsString>("command")?.len();
     let (before, command) = args.split_at(args.len() - typed);
     // No command begins so: it is an option that we do not know.
     if command.first().is_some_and(|word| word.to_string_lossy().starts_with('-')) {
@@ -167,8 +177,9 @@ fn one_line(error: &clap::Error) -> String {
     let said: Vec<&str> = said.lines().map(str::trim).collect();
     let verb = std::env::args().nth(1).filter(|verb| Cli::command().find_subcommand(verb).is_some());
     let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
-    // What stands behind '--' is the command of a run, and no value.
-    let tip = tip.filter(|tip| verb.as_deref() != Some("run") || !tip.starts_with("to pass"));
+    // What stands behind '--' is the command, and no value.
+    let has_command = verb.as_deref().is_some_and(|verb| WITH_COMMAND.contains(&verb));
+    let tip = tip.filter(|tip| !has_command || !tip.starts_with("to pass"));
     let tip = tip.map(|tip| format!("; {tip}"));
     let help = verb.map_or_else(|| "dlock --help".into(), |verb| format!("dlock {verb} --help"));
     format!("{}{}; see '{help}'", said.join(" "), tip.unwrap_or_default()).replace("subcommand", "verb")

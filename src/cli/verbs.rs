@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use clap_complete::Shell;
 
 /// `dlock run`.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(override_usage = "dlock run KEY [OPTIONS] -- CMD [ARG]...")]
 pub struct Run {
     /// The name of the lock: 1 to 200 bytes
@@ -35,7 +35,7 @@ pub struct Run {
 }
 
 /// How one asks for a key.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct Terms {
     /// Give up at once if the key is taken
     #[arg(short, long, help_heading = "Waiting", conflicts_with = "wait")]
@@ -154,6 +154,20 @@ pub struct Mine {
     pub key: Option<OsString>,
     /// The id of its lease (or DLOCK_LEASE, where other users of the machine do not see it)
     pub lease: Option<OsString>,
+}
+
+/// `dlock guard`.
+#[derive(Debug, Args)]
+#[command(override_usage = "dlock guard RESOURCE [--fence N] -- CMD [ARG]...")]
+pub struct Guard {
+    /// The name of what is guarded: 1 to 200 bytes
+    pub resource: OsString,
+    /// The command to run unless the fence is stale
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+    /// The fence of the lock that the command is run under [default: DLOCK_FENCE]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub fence: Option<OsString>,
 }
 
 /// `dlock completions`.

@@ -2,9 +2,11 @@
 
 mod acquire;
 mod asking;
+mod attend;
 mod check;
 mod fence;
 mod generate;
+mod guard;
 mod json;
 mod mine;
 mod release;
@@ -67,6 +69,7 @@ fn perform(cli: cli::Cli) -> Result<Ending, Failure> {
         Verb::Renew(renew) => renew::renew(&renew, &Settings::read(&cli.global)?),
         Verb::Release(release) => release::release(&release, &Settings::read(&cli.global)?),
         Verb::Check(check) => check::check(&check, &Settings::read(&cli.global)?),
+        Verb::Guard(guard) => guard::guard(guard, &cli.global),
         Verb::Completions(completions) => print(&generate::completions(completions.shell)).map(|()| Ending::OK),
         Verb::Man(man) => print(&generate::man(man.verb.as_deref())?).map(|()| Ending::OK),
     }

@@ -125,6 +125,12 @@ impl Lease {
         self.id
     }
 
+    /// Our level of it.
+    #[must_use]
+    pub const fn level(&self) -> LevelId {
+        self.level
+    }
+
     /// The fence of the hold.
     #[must_use]
     pub const fn fence(&self) -> Fence {

@@ -144,6 +144,17 @@ pub struct Unlocked {
     pub told: usize,
 }
 
+/// The answer to [`super::Record::pass`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// The fence is not older than any that was seen, and is remembered.
+    Open,
+    /// This one was seen before, and is newer.
+    Stale(Fence),
+    /// The level does not hold the key.
+    NotYours,
+}
+
 /// How a level stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {

@@ -89,6 +89,14 @@ impl std::error::Error for NotALease {}
 #[serde(transparent)]
 pub struct Fence(pub u64);
 
+impl Fence {
+    /// Whether it is 0, the fence of nobody.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.0 == 0
+    }
+}
+
 impl fmt::Display for Fence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::ask::{Answer, Ask, Clock, Grant, Patience, Refusal, Released, Renewed, Role, Standing, Unlocked};
+use super::ask::{Answer, Ask, Clock, Grant, Passage, Patience, Refusal, Released, Renewed, Role, Standing, Unlocked};
 use super::record::{Ending, EventKind, Hold, Info, Level, Record, Ticket, Waiter};
 use super::{Fence, LeaseId, LevelId, Mode, Stamp};
 
@@ -222,6 +222,19 @@ impl Record {
         }
         self.offer(now);
         done
+    }
+
+    /// Asks whether a command with this `fence`, of a lock elsewhere, may use the resource that the key stands for
+    /// and that `level` holds; if so, remembers the fence, and no older one passes any more.
+    pub fn pass(&mut self, level: LevelId, fence: Fence) -> Passage {
+        match self.standing(level) {
+            Standing::Waiting(_) | Standing::Gone => Passage::NotYours,
+            Standing::Holding { .. } if fence < self.passed => Passage::Stale(self.passed),
+            Standing::Holding { .. } => {
+                self.passed = fence;
+                Passage::Open
+            }
+        }
     }
 
     /// What an operation would find now, without the operation.

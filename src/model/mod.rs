@@ -11,7 +11,7 @@ mod mode;
 mod record;
 mod stamp;
 
-pub use ask::{Answer, Ask, Clock, Grant, Patience, Refusal, Released, Renewed, Role, Standing, Unlocked};
+pub use ask::{Answer, Ask, Clock, Grant, Passage, Patience, Refusal, Released, Renewed, Role, Standing, Unlocked};
 pub use id::{Fence, LeaseId, LevelId, NotALease};
 pub use key::{Key, KeyError};
 pub use law::{OFFER, OFFERS, SIGN_OF_LIFE};

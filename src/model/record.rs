@@ -41,6 +41,9 @@ pub struct Record {
     pub events: VecDeque<Event>,
     /// What happened since the record was made.
     pub counters: Counters,
+    /// The highest fence that `dlock guard` has let pass here, if the key is that of a resource.
+    #[serde(default, skip_serializing_if = "Fence::is_none")]
+    pub passed: Fence,
     #[serde(flatten)]
     pub(super) unknown: Unknown,
 }
@@ -225,6 +228,7 @@ impl Record {
             queue: Vec::new(),
             events: VecDeque::new(),
             counters: Counters::default(),
+            passed: Fence::default(),
             unknown: Unknown::new(),
         }
     }
@@ -299,6 +303,12 @@ impl Record {
             record
         };
         still(self) != still(other)
+    }
+
+    /// Whether something of it must outlive the processes that it speaks of, and so a crash of the machine.
+    #[must_use]
+    pub fn must_last(&self) -> bool {
+        self.is_timed() || !self.passed.is_none()
     }
 
     pub(super) fn note(&mut self, event: Event) {

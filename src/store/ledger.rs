@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Capabilities, Observer, Register, Scope, Store, StoreError, Watch};
 use crate::model::{
-    Answer, Ask, Ending, Info, Key, LeaseId, LevelId, Patience, Record, Released, Renewed, Stamp, Unlocked,
+    Answer, Ask, Ending, Fence, Info, Key, LeaseId, LevelId, Passage, Patience, Record, Released, Renewed, Stamp,
+    Unlocked,
 };
 
 /// Runs the law of leases inside the transactions of a register.
@@ -16,6 +17,14 @@ impl<R: Register> Ledger<R> {
     /// The store over `register`.
     pub const fn new(register: R) -> Self {
         Self(register)
+    }
+
+    /// Asks whether a command with this fence may use the resource `key` that `level` holds; see [`Record::pass`].
+    ///
+    /// # Errors
+    /// [`StoreError`]: it is not known whether the fence is remembered.
+    pub fn pass(&self, key: &Key, level: LevelId, fence: Fence) -> Result<Passage, StoreError> {
+        self.0.transact(key, Some(level), |record, _| record.pass(level, fence))
     }
 
     /// Where the register itself sees a process die, neither a place in the queue nor the hold of a `run`

@@ -19,7 +19,7 @@ pub use file::FileRegister;
 pub use ledger::Ledger;
 #[cfg(feature = "redis")]
 pub use redis::{Address, RedisStore};
-pub use registry::{BadUrl, Intent, Url, open};
+pub use registry::{BadUrl, Intent, Url, open, open_guards};
 
 use crate::model::{
     Answer, Ask, Clock, Ending, Info, Key, LeaseId, LevelId, Mode, Record, Released, Renewed, Stamp, Unlocked,

@@ -79,6 +79,16 @@ impl Url {
         }
     }
 
+    /// The directory that it names; nothing if it is no `file:` URL.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            #[cfg(feature = "redis")]
+            Self::Redis(_) => None,
+        }
+    }
+
     /// The URL itself, paths absolute. It may hold a password.
     #[must_use]
     pub fn text(&self) -> OsString {
@@ -114,6 +124,14 @@ pub fn open(url: &Url, intent: Intent, patience: Duration) -> Result<Arc<dyn Sto
         #[cfg(feature = "redis")]
         Url::Redis(address) => Ok(Arc::new(RedisStore::new(address, patience))),
     }
+}
+
+/// Opens what `dlock guard` remembers in a directory, which is made if it is missing. Makes no thread.
+///
+/// # Errors
+/// [`StoreError`] if it cannot be made, or not be trusted.
+pub fn open_guards(directory: &Path) -> Result<Arc<Ledger<FileRegister>>, StoreError> {
+    Ok(Arc::new(Ledger::new(FileRegister::guards(directory)?)))
 }
 
 impl fmt::Display for BadUrl {

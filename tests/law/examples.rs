@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use dlock::model::{
-    Answer, Ask, Ending, Fence, Grant, Info, Key, LeaseId, Mode, OFFER, OFFERS, Patience, Record, Refusal, Released,
-    Renewed, Stamp, Standing, Unlocked,
+    Answer, Ask, Ending, Fence, Grant, Info, Key, LeaseId, Mode, OFFER, OFFERS, Passage, Patience, Record, Refusal,
+    Released, Renewed, Stamp, Standing, Unlocked,
 };
 
 use super::world::World;
@@ -52,6 +52,23 @@ fn start() -> (World, Record) {
 fn granted(answer: &Answer) -> Grant {
     let Answer::Granted(grant) = answer else { panic!("the key was not granted: {answer:?}") };
     *grant
+}
+
+#[test]
+fn a_resource_lets_nobody_pass_after_a_newer_fence_and_only_who_holds_it() {
+    let (world, mut record) = start();
+    granted(&record.acquire(&world, &ask(1)));
+    assert_eq!(record.acquire(&world, &ask(2)), Answer::Queued(0));
+    let pass = |record: &mut Record, number, fence| record.pass(lease(number), Fence(fence));
+    assert_eq!(pass(&mut record, 1, 5), Passage::Open);
+    assert_eq!([5, 4].map(|fence| pass(&mut record, 1, fence)), [Passage::Open, Passage::Stale(Fence(5))]);
+    for stranger in [2, 3] {
+        assert_eq!(pass(&mut record, stranger, 9), Passage::NotYours);
+    }
+    record.release(&world, lease(1), None);
+    granted(&record.acquire(&world, &ask(2)));
+    assert_eq!([4, 7].map(|fence| pass(&mut record, 2, fence)), [Passage::Stale(Fence(5)), Passage::Open]);
+    assert_eq!(record.passed, Fence(7), "it has nothing to do with the fences of the key itself");
 }
 
 #[test]

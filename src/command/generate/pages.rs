@@ -128,8 +128,34 @@ const CHECK: Page = Page {
     ],
 };
 
+const GUARD: Page = Page {
+    about: "Runs CMD unless RESOURCE has seen a newer fence than N. It is the other end of the fence, for the machine \
+            that owns RESOURCE: dlock run gives each holder of a lock a number that is higher than all before it, and \
+            guard remembers the highest one. So a holder that lost its lock without knowing it, because it was frozen \
+            or cut off, and that comes to write late, is refused. The same fence passes again and again. RESOURCE is \
+            held while CMD runs, so that nothing newer comes between the look at the fence and the end of CMD; who \
+            comes meanwhile waits in line. CMD is looked after as by dlock run. Fences are remembered in a directory \
+            of this machine, on its disk before CMD starts: that of --store file:DIR, else of DLOCK_STORE or \
+            DLOCK_STORE_FILE if that is a directory, else the default one. All who write to RESOURCE must use the \
+            same one. RESOURCE is a name like a key, and has nothing to do with a key of the same name.",
+    exit: &[
+        ("the command's", "it ran to its end"),
+        ("128 + n", "the command died of signal n, or dlock got n before there was a command"),
+        ("76", "the fence is stale, and the command was not run; or what is remembered was deleted while it ran"),
+        ("126", "the command was found but cannot be executed"),
+        ("127", "the command was not found"),
+    ],
+    examples: &[
+        ("In a job that runs under a lock", "dlock guard db -- psql -f update.sql"),
+        (
+            "The same, where the database is on another machine",
+            "ssh dbhost dlock guard db --fence $DLOCK_FENCE -- psql -f update.sql",
+        ),
+    ],
+};
+
 /// The page of each verb, in the order of the help.
-pub(super) const VERBS: [(&str, Page); 8] = [
+pub(super) const VERBS: [(&str, Page); 9] = [
     ("run", RUN),
     ("status", STATUS),
     ("unlock", UNLOCK),
@@ -138,6 +164,7 @@ pub(super) const VERBS: [(&str, Page); 8] = [
     ("renew", RENEW),
     ("release", RELEASE),
     ("check", CHECK),
+    ("guard", GUARD),
 ];
 
 /// What all verbs but `run`, whose table is whole, can exit with besides.
@@ -154,7 +181,10 @@ pub(super) const ENVIRONMENT: [(&str, &str); 9] = [
     ("DLOCK_STORE", "the store, unless --store says otherwise"),
     ("DLOCK_STORE_FILE", "a file with the store's URL, so that a password stands in no argument list"),
     ("DLOCK_NOTE", "what --note says"),
-    ("DLOCK_KEY, DLOCK_LEASE, DLOCK_FENCE", "set for the command: the key, the lease's id, its fence"),
+    (
+        "DLOCK_KEY, DLOCK_LEASE, DLOCK_FENCE",
+        "set for the command: the key, the lease's id, its fence, which guard reads",
+    ),
     ("DLOCK_HELD", "set for the command: what all enclosing runs hold, for entering again"),
     ("XDG_STATE_HOME", "where the default directory is, unless root runs dlock"),
     ("HOME", "where it is without XDG_STATE_HOME: in .local/state"),

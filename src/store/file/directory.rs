@@ -20,8 +20,40 @@ use crate::model::Key;
 use crate::store::{StoreError, Trouble};
 use crate::sys;
 
-/// What ends the name of a key's file.
-pub(super) const SUFFIX: &str = ".lock";
+/// What keys are in a directory. Those of one kind know nothing of those of another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Keys of locks.
+    Locks,
+    /// Resources that are guarded.
+    Guards,
+}
+
+impl Kind {
+    /// What the identity of a store begins with.
+    pub(super) const fn scheme(self) -> &'static str {
+        match self {
+            Self::Locks => "file",
+            Self::Guards => "guard",
+        }
+    }
+
+    /// What ends the name of a key's file.
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::Locks => ".lock",
+            Self::Guards => ".guard",
+        }
+    }
+
+    /// What can be done about the file of a key that is damaged.
+    pub(super) fn remedy(self, key: &Key) -> String {
+        match self {
+            Self::Locks => format!("if nobody holds '{key}', remove it"),
+            Self::Guards => format!("if no late writer to '{key}' can come any more, remove it"),
+        }
+    }
+}
 
 /// The longest name of a key's file that is the key itself. A file name may have 255 bytes.
 const MAX_NAME: usize = 200;
@@ -53,6 +85,7 @@ pub(super) struct Directory {
     /// Nothing if it is missing.
     fd: Option<OwnedFd>,
     path: PathBuf,
+    pub(super) kind: Kind,
     owner: u32,
     /// The group that shares it, if one does.
     group: Option<u32>,
@@ -60,12 +93,12 @@ pub(super) struct Directory {
 
 impl Directory {
     /// Opens the directory; makes it if it is missing and `create` says so.
-    pub(super) fn open(path: &Path, create: bool) -> Result<Self, StoreError> {
+    pub(super) fn open(path: &Path, create: bool, kind: Kind) -> Result<Self, StoreError> {
         // A slash at the end would follow a symbolic link.
         let path: PathBuf = path.components().collect();
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let opened = match open(&path, flags, Mode::empty()) {
-            Err(Errno::ENOENT) if !create => return Ok(Self { fd: None, path, owner: 0, group: None }),
+            Err(Errno::ENOENT) if !create => return Ok(Self { fd: None, path, kind, owner: 0, group: None }),
             Err(Errno::ENOENT) => {
                 make(&path).map_err(|error| cannot("make", &path, &error))?;
                 open(&path, flags, Mode::empty())
@@ -95,12 +128,12 @@ impl Directory {
         if stat.st_uid != us && us != 0 && !shared {
             return Err(distrust(&path, &format!("it belongs to uid {}, and we are {us}", stat.st_uid)));
         }
-        let kind = fstatfs(&fd).map_err(|error| cannot("look at", &path, &error.into()))?.filesystem_type();
-        if let Some(name) = remote(kind.0) {
+        let system = fstatfs(&fd).map_err(|error| cannot("look at", &path, &error.into()))?.filesystem_type();
+        if let Some(name) = remote(system.0) {
             let words = format!("{name} does not keep locks when a machine or a daemon fails; use a local directory");
             return Err(distrust(&path, &words));
         }
-        Ok(Self { fd: Some(fd), path, owner: stat.st_uid, group: shared.then_some(stat.st_gid) })
+        Ok(Self { fd: Some(fd), path, kind, owner: stat.st_uid, group: shared.then_some(stat.st_gid) })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -115,7 +148,7 @@ impl Directory {
     /// The file of a key, made if `create`; nothing if there is none.
     pub(super) fn file(&self, key: &Key, create: bool) -> Result<Option<File>, StoreError> {
         let Some(folder) = &self.fd else { return Ok(None) };
-        let name = file_name(key);
+        let name = self.name_of(key);
         let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         // Never O_CREAT on a file that may exist: fs.protected_regular would refuse another user's.
         loop {
@@ -185,7 +218,7 @@ impl Directory {
     /// Whether the file of `key` is still the one with this inode number.
     pub(super) fn still_has(&self, key: &Key, inode: u64) -> bool {
         let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
-        let found = self.fd.as_ref().map(|folder| fstatat(folder, file_name(key).as_str(), flags));
+        let found = self.fd.as_ref().map(|folder| fstatat(folder, self.name_of(key).as_str(), flags));
         found.is_some_and(|found| found.is_ok_and(|found| found.st_ino == inode))
     }
 
@@ -194,9 +227,25 @@ impl Directory {
         self.fd.as_ref().map_or(Ok(()), |folder| fsync(folder).map_err(Into::into))
     }
 
+    /// The name of a key's file.
+    pub(super) fn name_of(&self, key: &Key) -> String {
+        file_name(key, self.kind)
+    }
+
+    /// The key whose file has this name, where the name is not too long to tell.
+    pub(super) fn key_of(&self, name: &str) -> Option<Key> {
+        let key = percent_decode_str(name.strip_suffix(self.kind.suffix())?).decode_utf8().ok()?;
+        Key::parse(&key).ok().filter(|key| self.name_of(key) == name)
+    }
+
     /// The path of a key's file.
     pub(super) fn path_of(&self, key: &Key) -> PathBuf {
-        self.path.join(file_name(key))
+        self.path.join(self.name_of(key))
+    }
+
+    /// Whether a file of this name may be a key's.
+    pub(super) fn may_name(&self, name: &str) -> bool {
+        name.ends_with(self.kind.suffix())
     }
 
     /// The names of the files that may be keys'.
@@ -206,7 +255,7 @@ impl Directory {
         let entries = entries.and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let entries = entries.map_err(|error| cannot("list", &self.path, &error))?;
         let names = entries.into_iter().map(|entry| entry.file_name());
-        Ok(names.filter(|name| name.to_str().is_some_and(|name| name.ends_with(SUFFIX))).collect())
+        Ok(names.filter(|name| name.to_str().is_some_and(|name| self.may_name(name))).collect())
     }
 
     /// Opens a file by its name, to read it.
@@ -222,22 +271,16 @@ impl Directory {
     }
 }
 
-/// The key whose file has this name, where the name is not too long to tell.
-pub(super) fn key_of(name: &str) -> Option<Key> {
-    let key = percent_decode_str(name.strip_suffix(SUFFIX)?).decode_utf8().ok()?;
-    Key::parse(&key).ok().filter(|key| file_name(key) == name)
-}
-
 /// The name of a key's file: the key in percent-encoding, or, where that is too long, its beginning and
 /// the key's SHA-256. A `+` never comes out of the encoding, so the two kinds do not collide.
-pub(super) fn file_name(key: &Key) -> String {
+fn file_name(key: &Key, kind: Kind) -> String {
     let encoded: Cow<'_, str> = utf8_percent_encode(key.as_str(), ENCODED).into();
     let encoded = match encoded.strip_prefix('.') {
         Some(rest) => Cow::from(format!("%2E{rest}")),
         None => encoded,
     };
     if encoded.len() <= MAX_NAME {
-        return format!("{encoded}{SUFFIX}");
+        return encoded.into_owned() + kind.suffix();
     }
     let hash = Sha256::digest(key.as_str());
     let mut name = format!("{}+", &encoded[..MAX_NAME - 65]);
@@ -245,7 +288,7 @@ pub(super) fn file_name(key: &Key) -> String {
         use std::fmt::Write as _;
         let _ = write!(name, "{byte:02x}");
     }
-    name + SUFFIX
+    name + kind.suffix()
 }
 
 fn make(path: &Path) -> io::Result<()> {
@@ -276,11 +319,11 @@ pub(super) fn cannot(what: &str, path: &Path, error: &io::Error) -> StoreError {
 
 #[cfg(test)]
 mod tests {
-    use super::{file_name, remote};
+    use super::{Kind, file_name, remote};
     use crate::model::Key;
 
     fn name(key: &str) -> String {
-        file_name(&Key::parse(key).expect("a key"))
+        file_name(&Key::parse(key).expect("a key"), Kind::Locks)
     }
 
     #[test]

@@ -24,7 +24,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 
-use self::directory::{Directory, cannot};
+use self::directory::{Directory, Kind, cannot};
 use self::observe::DirectoryObserver;
 use self::page::{Content, Page};
 use self::watch::Sleeper;
@@ -92,11 +92,23 @@ impl FileRegister {
     /// # Errors
     /// If it cannot be made, or not be trusted.
     pub fn open(path: &Path, make: bool) -> Result<Self, StoreError> {
-        let directory = Directory::open(path, make)?;
+        Ok(Self::of(Directory::open(path, make, Kind::Locks)?))
+    }
+
+    /// The same for the resources that `dlock guard` keeps in `path`, beside the locks there.
+    ///
+    /// # Errors
+    /// If it cannot be made, or not be trusted.
+    pub fn guards(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self::of(Directory::open(path, true, Kind::Guards)?))
+    }
+
+    fn of(directory: Directory) -> Self {
         // The same directory may be reached by several paths.
         let canonical = directory.path().canonicalize();
-        let identity = format!("file:{}", canonical.as_deref().unwrap_or(directory.path()).display());
-        Ok(Self { directory, identity, boot: OnceLock::new(), signs: Mutex::default(), sleepers: Mutex::default() })
+        let path = canonical.as_deref().unwrap_or(directory.path());
+        let identity = format!("{}:{}", directory.kind.scheme(), path.display());
+        Self { directory, identity, boot: OnceLock::new(), signs: Mutex::default(), sleepers: Mutex::default() }
     }
 
     fn boot(&self) -> Result<[u8; 16], StoreError> {
@@ -153,13 +165,15 @@ impl FileRegister {
     }
 
     /// A file without a valid page: after a crash of the machine it may be one that was being written, and
-    /// whoever held the key then is gone. In the same boot something is wrong.
+    /// whoever held the key then is gone. In the same boot something is wrong, as it is where fences are remembered:
+    /// those are on the disk before anybody counts on them.
     fn forgive(&self, key: &Key, file: &File) -> Result<(), StoreError> {
         let written = file.metadata().map_err(|error| self.trouble("look at", key, &error))?.mtime();
         let booted = (wall_clock() - micros(Moment::now().as_duration())) / 1_000_000;
         let path = self.directory.path_of(key);
-        if written >= booted {
-            let words = format!("'{}' is damaged or not dlock's; if nobody holds '{key}', remove it", path.display());
+        if written >= booted || self.directory.kind == Kind::Guards {
+            let remedy = self.directory.kind.remedy(key);
+            let words = format!("'{}' is damaged or not dlock's; {remedy}", path.display());
             return Err(StoreError::new(Trouble::Untrusted, words));
         }
         log::warn!("'{}' was damaged before this boot; starting '{key}' afresh", path.display());
@@ -175,7 +189,8 @@ impl FileRegister {
                 StoreError::new(Trouble::Unfit, words)
             }
             RecordError::Corrupt(why) => {
-                let words = format!("'{path}' holds no record of '{key}': {why}; if nobody holds the key, remove it");
+                let remedy = self.directory.kind.remedy(key);
+                let words = format!("'{path}' holds no record of '{key}': {why}; {remedy}");
                 StoreError::new(Trouble::Untrusted, words)
             }
         }
@@ -242,17 +257,17 @@ impl FileRegister {
         Ok(())
     }
 
-    fn write(&self, key: &Key, reading: &Reading<'_>, bytes: Vec<u8>, timed: bool) -> Result<(), StoreError> {
+    fn write(&self, key: &Key, reading: &Reading<'_>, record: &Record, bytes: Vec<u8>) -> Result<(), StoreError> {
         if bytes.len() > page::MAX_RECORD {
             let words = format!("the record of '{key}' has grown too long: too many wait for it");
             return Err(StoreError::new(Trouble::Os, words));
         }
         let page = Page { generation: reading.generation + 1, boot: self.boot()?, base: reading.base, record: bytes };
         page::write(reading.file, &page).map_err(|error| self.trouble("write", key, &error))?;
-        if timed {
-            // Such a lease outlives its process, so it outlives a crash of the machine.
+        if record.must_last() || reading.record.must_last() {
             reading.file.sync_data().map_err(|error| self.trouble("write", key, &error))?;
-            if reading.generation == 0 {
+            // Whoever made the file may have died before its name was on the disk.
+            if reading.generation == 0 || record.passed != reading.record.passed {
                 self.directory.sync().map_err(|error| self.trouble("write", key, &error))?;
             }
         }
@@ -299,11 +314,10 @@ impl Register for FileRegister {
         if bytes == reading.bytes {
             return Ok(answer);
         }
-        let timed = record.is_timed() || reading.record.is_timed();
         let show = |level| self.show_life(key, (&file, inode), level, &record).map(|change| (level, change));
         let life = me.map(show).transpose()?;
         let silent = life.as_ref().is_some_and(|(_, change)| change.sign.is_some());
-        let written = self.write(key, &reading, bytes, timed);
+        let written = self.write(key, &reading, &record, bytes);
         if let Some((level, change)) = life {
             let settled = self.settle(level, change, written.is_ok());
             settled.map_err(|error| self.trouble("unlock", key, &error))?;
@@ -319,7 +333,7 @@ impl Register for FileRegister {
 
     fn read(&self, key: &Key) -> Result<Option<Record>, StoreError> {
         // To look, it is enough that the file can be read.
-        let Some(file) = self.directory.named(&directory::file_name(key))? else { return Ok(None) };
+        let Some(file) = self.directory.named(&self.directory.name_of(key))? else { return Ok(None) };
         let reading = self.look(key, &file)?;
         Ok((reading.generation > 0).then(|| reading.record.clone().seen(&reading)))
     }
@@ -346,10 +360,10 @@ impl Register for FileRegister {
                 // What another version of dlock wrote has a key, too.
                 Some(Content::Page(page)) => {
                     let named = serde_json::from_slice::<Named>(&page.record).ok().map(|named| named.key);
-                    named.filter(|key| directory::file_name(key) == name)
+                    named.filter(|key| self.directory.name_of(key) == name)
                 }
                 // Whoever inspects it is told what is wrong, if it was not just being written.
-                Some(Content::Damaged) => directory::key_of(name),
+                Some(Content::Damaged) => self.directory.key_of(name),
                 Some(Content::Empty) | None => continue,
             };
             match key {
@@ -366,7 +380,7 @@ impl Register for FileRegister {
     }
 
     fn observe(&self, key: Option<&Key>) -> Result<Box<dyn Observer>, StoreError> {
-        let directory = Directory::open(self.directory.path(), false)?;
+        let directory = Directory::open(self.directory.path(), false, self.directory.kind)?;
         let observer = DirectoryObserver::new(directory, key.cloned());
         Ok(Box::new(observer.map_err(|error| cannot("watch", self.directory.path(), &error))?))
     }

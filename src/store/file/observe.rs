@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 
-use super::directory::{Directory, cannot, file_name, key_of};
+use super::directory::{Directory, cannot};
 use super::lock;
 use super::watch::{WITHOUT_BELL, timeout};
 use crate::model::{Key, Record, Role};
@@ -70,7 +70,7 @@ impl DirectoryObserver {
             return Ok(true);
         }
         if !self.files.contains_key(key) {
-            let Some(file) = self.directory.named(&file_name(key))? else { return Ok(true) };
+            let Some(file) = self.directory.named(&self.directory.name_of(key))? else { return Ok(true) };
             self.files.insert(key.clone(), Watched { file: Arc::new(file), bytes: HashSet::new() });
         }
         let Some(watched) = self.files.get_mut(key) else { return Ok(true) };
@@ -99,8 +99,8 @@ impl DirectoryObserver {
             // The directory was made or deleted, or more happened than the kernel remembers.
             let Some(name) = name.filter(|_| self.directory.is_there()) else { return Ok(Changed::Any) };
             let name = name.to_string_lossy();
-            let known = self.files.keys().find(|key| file_name(key) == name).cloned();
-            match known.or_else(|| key_of(&name)) {
+            let known = self.files.keys().find(|key| self.directory.name_of(key) == name).cloned();
+            match known.or_else(|| self.directory.key_of(&name)) {
                 Some(key) => {
                     if mask.intersects(AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE) {
                         // It is another file from here on.
@@ -109,7 +109,7 @@ impl DirectoryObserver {
                     keys.insert(key);
                 }
                 // Its name is too long to tell the key.
-                None if name.ends_with(super::directory::SUFFIX) => return Ok(Changed::Any),
+                None if self.directory.may_name(&name) => return Ok(Changed::Any),
                 None => {}
             }
         }

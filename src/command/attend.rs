@@ -1,0 +1,169 @@
+//! A command under a key: what must stand ready before the key is asked for, asking for it, and, once it is
+//! ours, the life of the command until the key is given back.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
+use super::{asking, waiting, words};
+use crate::child::{Environment, Guardian, Outcome, Policy, Verdict};
+use crate::config::{Held, RunPlan, Settings};
+use crate::event::{Event, Status};
+use crate::exit::{Code, Ending, Failure};
+use crate::holder::{self, Acquired, Lease};
+use crate::model::{self, Ask, Released};
+use crate::signal::{self, Asked};
+use crate::store::Store;
+use crate::sys::Inherited;
+
+/// The guardian of a command to come, and the signals that are heard.
+pub(super) struct Ready {
+    guardian: Guardian,
+    asked: Asked,
+    sender: Sender<Event>,
+    events: Receiver<Event>,
+}
+
+impl Ready {
+    /// Makes them, while there is one thread only and no store is open. Nothing is returned in the guardian itself,
+    /// once its work is done.
+    pub(super) fn make(plan: &RunPlan) -> Result<Option<Self>, Failure> {
+        let (sender, events) = mpsc::channel();
+        let inherited = Inherited::note().map_err(|error| Failure::os("cannot read the signal mask", &error.into()))?;
+        // No signal is heard until the guardian blocks all, and until we can pass them on.
+        let ready = signal::unheard(|| {
+            let Some(guardian) = Guardian::fork(&plan.program, plan.policy, inherited)? else { return Ok(None) };
+            Ok(Some((guardian, signal::listen(&sender)?)))
+        });
+        let ready = ready.map_err(|error| Failure::os("cannot start the guardian", &error))?;
+        Ok(ready.map(|(guardian, asked)| Self { guardian, asked, sender, events }))
+    }
+
+    /// Asks for the key and waits for it. The lease, or else how to end.
+    pub(super) fn take(
+        &self,
+        plan: &RunPlan,
+        settings: &Settings,
+        held: &Held,
+        store: &Arc<dyn Store>,
+    ) -> Result<Result<Lease, Ending>, Failure> {
+        asking::check(&plan.terms, &**store)?;
+        let key = &plan.terms.key;
+        let ask = Ask { max_reentry: plan.max_reentry, attended: true, ..asking::ask(&plan.terms)? };
+        let ask = Ask { lease: held.lease(store.identity(), key).unwrap_or(ask.lease), ..ask };
+        let channel = (&self.sender, &self.events);
+        let meanwhile = || waiting::show(settings, key, ask.lease);
+        Ok(match holder::acquire(store, key, &ask, plan.terms.limits, channel, &meanwhile)? {
+            Acquired::Lease(lease) => Ok(lease),
+            Acquired::Busy(holders, waiting) => Err(asking::busy(&plan.terms, settings, &**store, &holders, waiting)),
+            Acquired::Refused(refusal) => Err(asking::refused(&plan.terms, refusal)),
+            Acquired::Signal(signal) => Err(Ending::Signal(signal as i32)),
+        })
+    }
+
+    /// The key is ours: starts the command with `env` changed in its environment, looks after it, gives the key back.
+    pub(super) fn attend(&self, plan: &RunPlan, lease: Lease, env: Environment) -> Result<Ending, Failure> {
+        let key = &plan.terms.key;
+        // A signal that came meanwhile means: do not start the command.
+        if let Some(signal) = self.asked.signal() {
+            give_back(key, lease, None, false);
+            return Ok(Ending::Signal(signal as i32));
+        }
+        let started = lease.sign_of_life().map_err(Failure::from).and_then(|sign| {
+            // The start comes last: if anything fails, there is no command yet.
+            let kept = lease.keep(plan.beat, plan.policy.kill_after, &self.sender);
+            let started = kept.and_then(|()| self.guardian.start(env, sign.as_ref(), lease.deadline(), &self.sender));
+            started.map_err(|error| Failure::os("cannot start the command", &error))
+        });
+        if let Err(failure) = started {
+            // Nothing of the command is left: without us, its guardian ends it.
+            give_back(key, lease, None, false);
+            return Err(failure);
+        }
+        let outcome = self.guardian.supervise(lease.deadline(), &self.events, |verdict| announce(plan, verdict));
+        let ending = match outcome.status {
+            // What never ran keeps nobody out.
+            _ if !outcome.started => None,
+            Some(Status::Exited(code)) => Some(model::Ending { exit: Some(code), ..model::Ending::default() }),
+            Some(Status::Killed(number)) => Some(model::Ending { signal: Some(number), ..model::Ending::default() }),
+            None => Some(model::Ending::default()),
+        };
+        let yours = give_back(key, lease, ending.as_ref(), outcome.verdict.is_some());
+        Ok(conclude(plan, &outcome, yours))
+    }
+}
+
+/// Gives the lease back; whether it was still ours. If that fails, the user hears of it, unless something
+/// worse `was_told`.
+pub(super) fn give_back(key: &model::Key, lease: Lease, ending: Option<&model::Ending>, was_told: bool) -> bool {
+    let ttl = lease.deadline().map(|_| lease.ttl());
+    match lease.release(ending) {
+        Ok(released) => released != Released::NotYours,
+        Err(_) if was_told => true,
+        Err(error) => {
+            let by_itself =
+                ttl.map_or_else(String::new, |ttl| format!("; it is free by itself in {}", words::span(ttl)));
+            log::warn!("cannot give '{key}' back: {error}{by_itself}");
+            true
+        }
+    }
+}
+
+fn announce(plan: &RunPlan, verdict: &Verdict) {
+    let key = &plan.terms.key;
+    let Policy { stop_when_lost, max_run, .. } = plan.policy;
+    match verdict {
+        Verdict::Lost(why) if stop_when_lost => log::error!("lost '{key}': {why}; stopping the command"),
+        Verdict::Lost(why) => log::error!("lost '{key}': {why}; the command goes on without it"),
+        Verdict::Revoked(by) => {
+            let by = by.as_deref().unwrap_or("somebody");
+            log::error!("'{key}' was unlocked by {by}; stopping the command");
+        }
+        Verdict::MaxRun => {
+            let limit = words::span(max_run.unwrap_or_default());
+            log::error!("'{key}': the command ran for {limit}; stopping it");
+        }
+    }
+}
+
+fn conclude(plan: &RunPlan, outcome: &Outcome, yours: bool) -> Ending {
+    if outcome.orphaned {
+        log::error!("'{}': the guardian was killed, and the command with it", plan.terms.key);
+    }
+    match &outcome.verdict {
+        Some(Verdict::Lost(_) | Verdict::Revoked(_)) => return Code::Lost.into(),
+        _ if !yours => {
+            log::error!("lost '{}' while the command ran: it was not ours any more at the end", plan.terms.key);
+            return Code::Lost.into();
+        }
+        Some(Verdict::MaxRun) => return Code::MaxRun.into(),
+        None => {}
+    }
+    match (outcome.failed, outcome.status) {
+        (Some(errno), _) => not_started(plan, Errno::from_raw(errno)).into(),
+        (None, Some(Status::Exited(code))) => Ending::Code(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
+        (None, Some(Status::Killed(number))) => Ending::Signal(number),
+        (None, None) => Ending::Signal(Signal::SIGKILL as i32),
+    }
+}
+
+fn not_started(plan: &RunPlan, errno: Errno) -> Code {
+    let name = plan.program.name.to_string_lossy();
+    let why = errno.desc().to_lowercase();
+    match errno {
+        Errno::ENOENT | Errno::ENOTDIR => {
+            log::error!("cannot find the command '{name}': {why}");
+            Code::NotFound
+        }
+        Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE => {
+            log::error!("cannot start '{name}': {why}");
+            Code::Os
+        }
+        _ => {
+            log::error!("cannot execute '{name}': {why}");
+            Code::CannotExecute
+        }
+    }
+}
