@@ -13,7 +13,9 @@ use nix::sys::signal::{kill, killpg};
 use nix::unistd::Pid;
 
 use crate::support::journal::Journal;
-use crate::support::{DLOCK, Done, Running, Store, child_of, command, finish, has, on_every_store, skipped, wait_for};
+use crate::support::{
+    DLOCK, Done, Running, Store, child_of, command, finish, has, is_alive, on_every_store, skipped, wait_for,
+};
 
 on_every_store![
     inside_a_run_the_fence_is_that_of_the_run,
@@ -158,7 +160,9 @@ fn of_many_at_once_one_runs_at_a_time_and_none_after_a_newer_one() {
 fn who_is_stale_already_does_not_wait_and_who_becomes_so_is_refused_at_its_turn() {
     let store = Store::new();
     let holder = hold(&store, 5);
-    is_refused(&guarded(&store, 4, "echo in"), 4, 5);
+    let stale = Running::start(&mut guard(&store, 4, "echo in"));
+    wait_for("the stale one to end", || !is_alive(stale.pid().as_raw()));
+    is_refused(&stale.finish(), 4, 5);
     let newer = Running::start(&mut guard(&store, 7, "echo in"));
     await_waiting(&store, 1);
     let older = Running::start(&mut guard(&store, 6, "echo in"));
@@ -299,7 +303,7 @@ fn a_memory_that_is_deleted_while_the_command_runs_stops_it() {
     fs::remove_file(store.path("locks/db.guard")).expect("it is ours");
     let start = Instant::now();
     // Its stdin stays open until it is asked to end.
-    wait_for("the guard to end", || !crate::support::is_alive(holder.pid().as_raw()));
+    wait_for("the guard to end", || !is_alive(holder.pid().as_raw()));
     holder.finish().says(76, &["lost 'db'", "stopping the command"]);
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }

@@ -69,12 +69,15 @@ fn the_examples_for_redis_run_to_their_end() {
     use crate::support::redis::{REDIS, on_a_server};
     on_a_server(REDIS, |store| {
         let blocks = blocks("bash");
-        assert_eq!(blocks.len(), 2);
+        assert_eq!(blocks.len(), 3);
         for block in blocks {
             let script = block.replace("redis://redis.example", store.url());
             assert_ne!(script, block, "it names the server");
             let done = run(store, &script);
             assert!(done.status.success(), "{block}\n{done:#?}");
+            if block.contains("-STOP") {
+                assert!(done.stdout == "newer\n" && done.stderr.contains("is stale"), "{done:#?}");
+            }
         }
     });
 }
