@@ -27,8 +27,12 @@ fn guard(store: &Store, fence: u64, script: &str) -> Command {
     store.dlock(&["guard", "db", "--fence", &fence.to_string(), "--", "sh", "-c", script])
 }
 
+/// Runs one to its end. One that waits for something that never comes fails.
+#[track_caller]
 fn guarded(store: &Store, fence: u64, script: &str) -> Done {
-    finish(&mut guard(store, fence, script))
+    let running = Running::start(&mut guard(store, fence, script));
+    wait_for("a guard to end", || !is_alive(running.pid().as_raw()));
+    running.finish()
 }
 
 /// A guard that holds `db` until its stdin is closed.
@@ -160,9 +164,7 @@ fn of_many_at_once_one_runs_at_a_time_and_none_after_a_newer_one() {
 fn who_is_stale_already_does_not_wait_and_who_becomes_so_is_refused_at_its_turn() {
     let store = Store::new();
     let holder = hold(&store, 5);
-    let stale = Running::start(&mut guard(&store, 4, "echo in"));
-    wait_for("the stale one to end", || !is_alive(stale.pid().as_raw()));
-    is_refused(&stale.finish(), 4, 5);
+    is_refused(&guarded(&store, 4, "echo in"), 4, 5);
     let newer = Running::start(&mut guard(&store, 7, "echo in"));
     await_waiting(&store, 1);
     let older = Running::start(&mut guard(&store, 6, "echo in"));
