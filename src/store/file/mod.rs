@@ -9,6 +9,7 @@ mod directory;
 mod lock;
 mod observe;
 mod page;
+mod reading;
 mod watch;
 
 use std::collections::HashMap;
@@ -27,17 +28,15 @@ use nix::sys::time::TimeSpec;
 use self::directory::{Directory, Kind, cannot};
 use self::observe::DirectoryObserver;
 use self::page::{Content, Page};
+use self::reading::Reading;
 use self::watch::Sleeper;
 use super::{Capabilities, Observer, Register, StoreError, Trouble, Watch};
 use crate::clock::Moment;
-use crate::model::{Clock, Key, LevelId, Record, RecordError, Role, Stamp, Ticket};
+use crate::model::{Clock, Key, LevelId, Record, Stamp};
 
 /// How long another process may take for its change. Changes take microseconds, so a process this late is
 /// stopped, or the machine is on its knees.
 const MUTEX_PATIENCE: Duration = Duration::from_secs(2);
-
-/// How often a record is read that others keep changing. A change takes longer than a reading.
-const SETTLED_AFTER: u32 = 20;
 
 /// A register in a directory.
 #[derive(Debug)]
@@ -61,29 +60,6 @@ struct SignOfLife {
 struct Change {
     sign: Option<SignOfLife>,
     before: Range<u64>,
-}
-
-/// A record as it was read, and the clock that goes with it.
-struct Reading<'a> {
-    file: &'a File,
-    now: Stamp,
-    base: i64,
-    generation: u64,
-    bytes: Vec<u8>,
-    record: Record,
-}
-
-impl Clock for Reading<'_> {
-    fn now(&self) -> Stamp {
-        self.now
-    }
-
-    fn attends(&self, ticket: Ticket, role: Role) -> bool {
-        // A holder that is not alone keeps the second byte only, and one that is alone keeps both.
-        let byte = lock::place(ticket) + u64::from(role == Role::Holding);
-        // Whose life cannot be ruled out lives.
-        lock::is_locked(self.file, &(byte..byte + 1)).unwrap_or(true)
-    }
 }
 
 impl FileRegister {
@@ -120,80 +96,6 @@ impl FileRegister {
         let number = u128::from_str_radix(&text.trim().replace('-', ""), 16);
         let number = number.map_err(|_| StoreError::new(Trouble::Os, format!("'{PATH}' holds no boot id")))?;
         Ok(*self.boot.get_or_init(|| number.to_be_bytes()))
-    }
-
-    /// The record as it is, without the mutex.
-    fn look<'a>(&self, key: &Key, file: &'a File) -> Result<Reading<'a>, StoreError> {
-        let read = || page::read(file).map_err(|error| self.trouble("read", key, &error));
-        // While others write, what is read may be torn, or one slot read before and one after two changes,
-        // so that the newest of them is an old one. Twice the same is neither.
-        let mut content = read()?;
-        for _ in 0..SETTLED_AFTER {
-            let again = read()?;
-            if again == content && content != Content::Damaged {
-                break;
-            }
-            content = again;
-        }
-        self.reading(key, file, content)
-    }
-
-    fn reading<'a>(&self, key: &Key, file: &'a File, content: Content) -> Result<Reading<'a>, StoreError> {
-        let page = match content {
-            Content::Page(page) => Some(page),
-            Content::Empty => None,
-            Content::Damaged => {
-                self.forgive(key, file)?;
-                None
-            }
-        };
-        let fresh = Record::new(key.clone());
-        let (record, page) = match page {
-            Some(page) => (Record::decode(key, &page.record).map_err(|error| self.unfit(key, &error))?, Some(page)),
-            None => (fresh, None),
-        };
-        // While leases go by time the key's clock runs with BOOTTIME, whatever is done to the wall clock.
-        let wall = wall_clock();
-        let since_boot = micros(Moment::now().as_duration());
-        let base = match &page {
-            Some(page) if record.is_timed() && page.boot == self.boot()? => page.base,
-            _ => wall - since_boot,
-        };
-        let now = Stamp::from_micros(u64::try_from(since_boot + base).unwrap_or(0));
-        let (generation, bytes) = page.map_or((0, Vec::new()), |page| (page.generation, page.record));
-        Ok(Reading { file, now, base, generation, bytes, record })
-    }
-
-    /// A file without a valid page: after a crash of the machine it may be one that was being written, and
-    /// whoever held the key then is gone. In the same boot something is wrong, as it is where fences are remembered:
-    /// those are on the disk before anybody counts on them.
-    fn forgive(&self, key: &Key, file: &File) -> Result<(), StoreError> {
-        let written = file.metadata().map_err(|error| self.trouble("look at", key, &error))?.mtime();
-        let booted = (wall_clock() - micros(Moment::now().as_duration())) / 1_000_000;
-        let path = self.directory.path_of(key);
-        if written >= booted || self.directory.kind == Kind::Guards {
-            let remedy = self.directory.kind.remedy(key);
-            let words = format!("'{}' is damaged or not dlock's; {remedy}", path.display());
-            return Err(StoreError::new(Trouble::Untrusted, words));
-        }
-        log::warn!("'{}' was damaged before this boot; starting '{key}' afresh", path.display());
-        Ok(())
-    }
-
-    fn unfit(&self, key: &Key, error: &RecordError) -> StoreError {
-        let path = self.directory.path_of(key);
-        let path = path.display();
-        match error {
-            RecordError::Newer(layout) => {
-                let words = format!("'{path}' was written by a newer dlock (layout {layout}); upgrade this one");
-                StoreError::new(Trouble::Unfit, words)
-            }
-            RecordError::Corrupt(why) => {
-                let remedy = self.directory.kind.remedy(key);
-                let words = format!("'{path}' holds no record of '{key}': {why}; {remedy}");
-                StoreError::new(Trouble::Untrusted, words)
-            }
-        }
     }
 
     fn trouble(&self, what: &str, key: &Key, error: &io::Error) -> StoreError {

@@ -1,0 +1,113 @@
+//! A record as it is read from its file, and the clock that goes with it.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+
+use super::directory::Kind;
+use super::page::{self, Content};
+use super::{FileRegister, lock, micros, wall_clock};
+use crate::clock::Moment;
+use crate::model::{Clock, Key, Record, RecordError, Role, Stamp, Ticket};
+use crate::store::{StoreError, Trouble};
+
+/// How often a record is read that others keep changing. A change takes longer than a reading.
+const SETTLED_AFTER: u32 = 20;
+
+/// A record as it was read, and the clock that goes with it.
+pub(super) struct Reading<'a> {
+    pub(super) file: &'a File,
+    pub(super) now: Stamp,
+    pub(super) base: i64,
+    pub(super) generation: u64,
+    pub(super) bytes: Vec<u8>,
+    pub(super) record: Record,
+}
+
+impl Clock for Reading<'_> {
+    fn now(&self) -> Stamp {
+        self.now
+    }
+
+    fn attends(&self, ticket: Ticket, role: Role) -> bool {
+        // A holder that is not alone keeps the second byte only, and one that is alone keeps both.
+        let byte = lock::place(ticket) + u64::from(role == Role::Holding);
+        // Whose life cannot be ruled out lives.
+        lock::is_locked(self.file, &(byte..byte + 1)).unwrap_or(true)
+    }
+}
+
+impl FileRegister {
+    /// The record as it is, without the mutex.
+    pub(super) fn look<'a>(&self, key: &Key, file: &'a File) -> Result<Reading<'a>, StoreError> {
+        let read = || page::read(file).map_err(|error| self.trouble("read", key, &error));
+        // While others write, what is read may be torn, or one slot read before and one after two changes,
+        // so that the newest of them is an old one. Twice the same is neither.
+        let mut content = read()?;
+        for _ in 0..SETTLED_AFTER {
+            let again = read()?;
+            if again == content && content != Content::Damaged {
+                break;
+            }
+            content = again;
+        }
+        self.reading(key, file, content)
+    }
+
+    pub(super) fn reading<'a>(&self, key: &Key, file: &'a File, content: Content) -> Result<Reading<'a>, StoreError> {
+        let page = match content {
+            Content::Page(page) => Some(page),
+            Content::Empty => None,
+            Content::Damaged => {
+                self.forgive(key, file)?;
+                None
+            }
+        };
+        let fresh = Record::new(key.clone());
+        let (record, page) = match page {
+            Some(page) => (Record::decode(key, &page.record).map_err(|error| self.unfit(key, &error))?, Some(page)),
+            None => (fresh, None),
+        };
+        // While leases go by time the key's clock runs with BOOTTIME, whatever is done to the wall clock.
+        let wall = wall_clock();
+        let since_boot = micros(Moment::now().as_duration());
+        let base = match &page {
+            Some(page) if record.is_timed() && page.boot == self.boot()? => page.base,
+            _ => wall - since_boot,
+        };
+        let now = Stamp::from_micros(u64::try_from(since_boot + base).unwrap_or(0));
+        let (generation, bytes) = page.map_or((0, Vec::new()), |page| (page.generation, page.record));
+        Ok(Reading { file, now, base, generation, bytes, record })
+    }
+
+    /// A file without a valid page: after a crash of the machine it may be one that was being written, and
+    /// whoever held the key then is gone. In the same boot something is wrong, as it is where fences are remembered:
+    /// those are on the disk before anybody counts on them.
+    fn forgive(&self, key: &Key, file: &File) -> Result<(), StoreError> {
+        let written = file.metadata().map_err(|error| self.trouble("look at", key, &error))?.mtime();
+        let booted = (wall_clock() - micros(Moment::now().as_duration())) / 1_000_000;
+        let path = self.directory.path_of(key);
+        if written >= booted || self.directory.kind == Kind::Guards {
+            let remedy = self.directory.kind.remedy(key);
+            let words = format!("'{}' is damaged or not dlock's; {remedy}", path.display());
+            return Err(StoreError::new(Trouble::Untrusted, words));
+        }
+        log::warn!("'{}' was damaged before this boot; starting '{key}' afresh", path.display());
+        Ok(())
+    }
+
+    fn unfit(&self, key: &Key, error: &RecordError) -> StoreError {
+        let path = self.directory.path_of(key);
+        let path = path.display();
+        match error {
+            RecordError::Newer(layout) => {
+                let words = format!("'{path}' was written by a newer dlock (layout {layout}); upgrade this one");
+                StoreError::new(Trouble::Unfit, words)
+            }
+            RecordError::Corrupt(why) => {
+                let remedy = self.directory.kind.remedy(key);
+                let words = format!("'{path}' holds no record of '{key}': {why}; {remedy}");
+                StoreError::new(Trouble::Untrusted, words)
+            }
+        }
+    }
+}
