@@ -277,14 +277,18 @@ impl Record {
         while at < self.holders.len() {
             let hold = &mut self.holders[at];
             let was_cooling = hold.is_cooling();
+            let level_ends = hold.levels.iter().map(|level| level.until.unwrap_or(now)).max();
             hold.levels.retain(|level| lives(level.until, level.ticket, Role::Holding));
             if !hold.is_cooling() {
                 at += 1;
                 continue;
             }
             let kept = hold.hold_until.is_some_and(|until| now < until) && !hold.revoked;
-            let kind = if was_cooling { EventKind::Cooled } else { EventKind::Expired };
-            let event = hold.event(kind, now, now.since(hold.granted_at), None);
+            let (kind, end) =
+                if was_cooling { (EventKind::Cooled, hold.hold_until) } else { (EventKind::Expired, level_ends) };
+            // Nobody may have looked for long.
+            let end = end.unwrap_or(now).min(now);
+            let event = hold.event(kind, end, end.since(hold.granted_at), None);
             if !was_cooling {
                 self.counters.expiries += 1;
             }

@@ -247,6 +247,20 @@ fn a_crash_leaves_the_key_taken_for_the_rest_of_its_least_time() {
 }
 
 #[test]
+fn an_end_that_is_noticed_late_is_told_as_of_when_it_came() {
+    let (mut world, mut record) = start();
+    let granted_at = world.now;
+    granted(&record.acquire(&world, &Ask { min_hold: TTL * 3, ..ask(1) }));
+    world.pass(TTL * 2);
+    record.renew(&world, lease(2), TTL);
+    world.pass(TTL * 10);
+    let events = record.seen(&world).events;
+    let told: Vec<_> = events.iter().map(|event| (event.kind.name(), event.at.since(granted_at))).collect();
+    assert_eq!(told, [("granted", Duration::ZERO), ("expired", TTL), ("cooled", TTL * 3)]);
+    assert!(events.iter().all(|event| u128::from(event.micros) == event.at.since(granted_at).as_micros()));
+}
+
+#[test]
 fn a_clock_that_is_set_back_does_not_lower_the_fence() {
     let (mut world, mut record) = start();
     let first = granted(&record.acquire(&world, &ask(1))).fence;

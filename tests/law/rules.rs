@@ -364,7 +364,12 @@ fn the_counters_agree(m: &Moment) -> bool {
 
 fn the_events_tell_what_happened_and_stay_few(m: &Moment) -> bool {
     let span = |hold: &Hold| m.now().since(hold.granted_at);
-    let mut news: Vec<_> = m.ended.iter().map(|(kind, hold)| (kind.clone(), hold, span(hold))).collect();
+    let lasted = |kind: &EventKind, hold: &Hold| {
+        let level_ends = hold.levels.iter().map(|level| level.until.unwrap_or(m.now()));
+        let ends = hold.hold_until.filter(|_| *kind == EventKind::Cooled).into_iter().chain(level_ends);
+        ends.max().map_or(span(hold), |end| end.since(hold.granted_at).min(span(hold)))
+    };
+    let mut news: Vec<_> = m.ended.iter().map(|(kind, hold)| (kind.clone(), hold, lasted(kind, hold))).collect();
     match &m.act {
         Act::Acquire(..) => {
             news.extend(m.granted().map(|is| (EventKind::Granted, is, is.granted_at.since(is.asked_at))));

@@ -117,9 +117,10 @@ end
 
 local function count(what) counts[what] = (counts[what] or tonumber(fields[what] or 0)) + 1 end
 
-local function note(kind, hold, since, ending, by)
-  noted[#noted + 1] = cjson.encode({at = int(now), kind = kind, lease = hold.lease:sub(1, 8), fence = hold.fence,
-    info = hold.info, micros = int(math.max(now - tonumber(since), 0)), ending = ending, by = by})
+local function note(kind, hold, since, ending, by, at)
+  at = at or now
+  noted[#noted + 1] = cjson.encode({at = int(at), kind = kind, lease = hold.lease:sub(1, 8), fence = hold.fence,
+    info = hold.info, micros = int(math.max(at - tonumber(since), 0)), ending = ending, by = by})
 end
 
 local function tell(list, word)
@@ -196,6 +197,8 @@ local function prune(caller)
   while at <= #holds do
     local hold = holds[at]
     local was_cooling = #hold.levels == 0
+    local last = was_cooling and tonumber(hold.hold_until or now) or 0
+    for _, level in ipairs(hold.levels) do last = math.max(last, tonumber(level['until'])) end
     for place = #hold.levels, 1, -1 do
       if not is_before(hold.levels[place]['until']) then
         table.remove(hold.levels, place)
@@ -207,7 +210,10 @@ local function prune(caller)
     else
       local kept = is_before(hold.hold_until) and not hold.revoked
       if not was_cooling then count('expiries') end
-      if not (was_cooling and kept) then note(was_cooling and 'cooled' or 'expired', hold, hold.granted_at) end
+      if not (was_cooling and kept) then
+        -- Nobody may have looked for long.
+        note(was_cooling and 'cooled' or 'expired', hold, hold.granted_at, nil, nil, math.min(last, now))
+      end
       if kept then at = at + 1 else finish(at) end
     end
   end
