@@ -42,6 +42,7 @@ complete -c dlock -n "__fish_dlock_needs_command" -f -a "renew" -d 'Extend such 
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "release" -d 'Give such a lease back'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "check" -d 'Print for how many seconds my lease is still good'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "guard" -d 'Run a command unless its fence is older than one that was seen here'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "history" -d 'Show who held a key, for how long, and how that ended'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "completions" -d 'Print a completion script for a shell'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "man" -d 'Print a man page'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s w -l wait -d 'Wait at most so long [default: as long as it takes]' -r
@@ -150,6 +151,15 @@ json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand guard" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand guard" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand guard" -s h -l help -d 'Print help'
+complete -c dlock -n "__fish_dlock_using_subcommand history" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand history" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand history" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand history" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
+json\t'For programs'"
+complete -c dlock -n "__fish_dlock_using_subcommand history" -l json -d 'As JSON, for programs: all that happened'
+complete -c dlock -n "__fish_dlock_using_subcommand history" -s q -l quiet -d 'Say nothing but errors'
+complete -c dlock -n "__fish_dlock_using_subcommand history" -s v -l verbose -d 'Say what is going on'
+complete -c dlock -n "__fish_dlock_using_subcommand history" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r

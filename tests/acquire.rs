@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::pipe;
 
+use crate::support::schema::assert_schema;
 use crate::support::{Done, Running, Store, finish, on_every_store, wait_for};
 
 on_every_store![
@@ -152,7 +153,7 @@ fn acquire_does_not_wait_for_the_run_around_it(store: &Store) {
 
 fn the_json_has_key_lease_fence_and_end(store: &Store) {
     let done = store.run(&["acquire", "--json", "--ttl", "1m", "k"]);
-    let object: serde_json::Value = serde_json::from_str(&done.stdout).expect("it is JSON");
+    let object = assert_schema("acquire", &done.stdout);
     let mut names: Vec<&str> = object.as_object().expect("an object").keys().map(String::as_str).collect();
     names.sort_unstable();
     assert_eq!(names, ["fence", "key", "lease", "schema", "until"]);

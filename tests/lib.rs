@@ -6,6 +6,7 @@ mod crash;
 mod directory;
 mod generated;
 mod guard;
+mod history;
 mod holder;
 mod house;
 mod input;

@@ -1,5 +1,6 @@
 //! What status tells people and programs.
 
+use crate::support::schema::assert_schema;
 use crate::support::{Running, Store, on_every_store};
 
 on_every_store![
@@ -106,7 +107,7 @@ fn the_names_in_the_json_are_those_that_programs_rely_on(store: &Store) {
     let _holder = store.holding("k", &["--slots", "1"], "echo ready; cat >/dev/null");
     let _waiter = store.waiting("k", &[], "true");
     let done = store.run(&["status", "--json"]);
-    let status: serde_json::Value = serde_json::from_str(&done.stdout).expect("it is JSON");
+    let status = assert_schema("status", &done.stdout);
     assert_eq!(names(&status), ["keys", "schema", "store"]);
     let key = &status["keys"][0];
     assert_eq!(names(key), ["fence", "held", "holders", "key", "queue"]);
@@ -127,7 +128,7 @@ fn nothing_is_an_empty_list_and_not_an_error(store: &Store) {
     for args in [&["status", "--json"][..], &["status", "--json", "--all"], &["status", "--json", "--prefix", "x"]] {
         let done = store.run(args);
         assert_eq!((done.status.code(), &*done.stderr), (Some(1), ""));
-        let status: serde_json::Value = serde_json::from_str(&done.stdout).expect("it is JSON");
+        let status = assert_schema("status", &done.stdout);
         assert_eq!((&status["schema"], &status["keys"]), (&1.into(), &serde_json::json!([])));
     }
     store.run(&["status", "-v"]).says(1, &["no key is held"]);

@@ -8,7 +8,9 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::{Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
 
-pub use self::verbs::{Acquire, Completions, Fence, Guard, Man, Mine, OnLost, Renew, Run, Status, Terms, Unlock};
+pub use self::verbs::{
+    Acquire, Completions, Fence, Guard, History, Man, Mine, OnLost, Renew, Run, Status, Terms, Unlock,
+};
 use crate::exit::Failure;
 
 /// Hold a named lease while a command runs.
@@ -88,6 +90,8 @@ pub enum Verb {
     Check(Mine),
     /// Run a command unless its fence is older than one that was seen here
     Guard(Guard),
+    /// Show who held a key, for how long, and how that ended
+    History(History),
     /// Print a completion script for a shell
     #[command(hide = true)]
     Completions(Completions),

@@ -170,6 +170,16 @@ pub struct Guard {
     pub fence: Option<OsString>,
 }
 
+/// `dlock history`.
+#[derive(Debug, Args)]
+pub struct History {
+    /// The key
+    pub key: OsString,
+    /// As JSON, for programs: all that happened
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `dlock completions`.
 #[derive(Debug, Args)]
 pub struct Completions {

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::model::{Hold, Info, Mode, Record, Stamp, Waiter};
+use crate::model::{Event, EventKind, Hold, Info, Mode, Record, Stamp, Waiter};
 
 /// The version of the JSON. Names in it stay as they are.
 pub(super) const SCHEMA: u32 = 1;
@@ -54,6 +54,31 @@ pub(super) fn waiter_json(waiter: &Waiter, now: Stamp) -> Value {
     object
 }
 
+/// One event. All of them have the same names.
+pub(super) fn event_json(event: &Event) -> Value {
+    let span = millis(Duration::from_micros(event.micros));
+    let (waited, held) = match event.kind {
+        EventKind::Granted => (Some(span), None),
+        // What a newer version means by it is not known.
+        EventKind::Other(_) => (None, None),
+        _ => (None, Some(span)),
+    };
+    let ending = event.ending.clone().unwrap_or_default();
+    let mut object = json!({
+        "event": event.kind.name(),
+        "at": time(event.at),
+        "lease": event.lease,
+        "fence": event.fence.0,
+        "waited_ms": waited,
+        "held_ms": held,
+        "exit": ending.exit,
+        "signal": ending.signal,
+        "by": event.by.as_ref().map(info),
+    });
+    add(&mut object, &info(&event.info));
+    object
+}
+
 pub(super) fn info(info: &Info) -> Value {
     json!({ "host": info.host, "pid": info.pid, "user": info.user, "program": info.program, "note": info.note })
 }
@@ -74,9 +99,14 @@ pub(super) fn mode(mode: Mode) -> &'static str {
 
 /// RFC 3339, in UTC.
 pub(super) fn time(stamp: Stamp) -> String {
+    rfc3339(system_time(stamp))
+}
+
+/// The instant, if RFC 3339 can tell of it, else the last one that it can.
+pub(super) fn system_time(stamp: Stamp) -> SystemTime {
     // The format ends with the year 9999.
     let latest = Duration::from_secs(253_402_300_799);
-    rfc3339(UNIX_EPOCH + Duration::from_micros(stamp.micros()).min(latest))
+    UNIX_EPOCH + Duration::from_micros(stamp.micros()).min(latest)
 }
 
 pub(super) fn rfc3339(time: SystemTime) -> String {

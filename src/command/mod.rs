@@ -7,6 +7,7 @@ mod check;
 mod fence;
 mod generate;
 mod guard;
+mod history;
 mod json;
 mod mine;
 mod release;
@@ -70,6 +71,7 @@ fn perform(cli: cli::Cli) -> Result<Ending, Failure> {
         Verb::Release(release) => release::release(&release, &Settings::read(&cli.global)?),
         Verb::Check(check) => check::check(&check, &Settings::read(&cli.global)?),
         Verb::Guard(guard) => guard::guard(guard, &cli.global),
+        Verb::History(history) => history::history(&history, &Settings::read(&cli.global)?),
         Verb::Completions(completions) => print(&generate::completions(completions.shell)).map(|()| Ending::OK),
         Verb::Man(man) => print(&generate::man(man.verb.as_deref())?).map(|()| Ending::OK),
     }

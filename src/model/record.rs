@@ -357,6 +357,22 @@ impl Hold {
     }
 }
 
+impl EventKind {
+    /// Its name, as in the record.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Granted => "granted",
+            Self::Released => "released",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Evicted => "evicted",
+            Self::Cooled => "cooled",
+            Self::Other(name) => name,
+        }
+    }
+}
+
 impl Event {
     pub(super) fn by(self, by: &Info) -> Self {
         Self { by: Some(by.clone()), ..self }

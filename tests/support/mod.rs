@@ -10,6 +10,7 @@ pub(crate) mod mutex;
 pub(crate) mod proxy;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
+pub(crate) mod schema;
 pub(crate) mod terminal;
 pub(crate) mod tree;
 

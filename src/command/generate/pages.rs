@@ -154,8 +154,25 @@ const GUARD: Page = Page {
     ],
 };
 
+const HISTORY: Page = Page {
+    about: "Shows who held KEY, oldest first: since when (UTC), how long it had waited, for how long it held KEY, and \
+            how that ended: exit N or signal N for the command of a dlock run, released for a lease that a script \
+            gave back, expired for a holder that died or did not renew, unlocked by somebody, and at once by somebody \
+            if nobody waited for the holder to stop. The store keeps the last 32 events of a key; a run that is over \
+            is two of them. A holder that died ends when its lease did, or, in a directory, when somebody next asks for KEY. \
+            With --json it prints one object with all of these events, whose names stay as they are.",
+    exit: &[("0", "always, unless the store fails")],
+    examples: &[
+        ("Who had it last night?", "dlock history backup"),
+        (
+            "When did the job succeed last?",
+            "dlock history backup --json | jq -r '[.events[] | select(.exit == 0)] | last.at'",
+        ),
+    ],
+};
+
 /// The page of each verb, in the order of the help.
-pub(super) const VERBS: [(&str, Page); 9] = [
+pub(super) const VERBS: [(&str, Page); 10] = [
     ("run", RUN),
     ("status", STATUS),
     ("unlock", UNLOCK),
@@ -165,6 +182,7 @@ pub(super) const VERBS: [(&str, Page); 9] = [
     ("release", RELEASE),
     ("check", CHECK),
     ("guard", GUARD),
+    ("history", HISTORY),
 ];
 
 /// What all verbs but `run`, whose table is whole, can exit with besides.
