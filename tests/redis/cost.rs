@@ -176,7 +176,8 @@ impl Drop for Quiet {
 fn enqueue(store: &Store, own: &mut Connection, script: &str) -> Quiet {
     let waiting = |own: &mut Connection| own.zcard::<_, usize>("dlock:{k}:queue").expect("a number");
     let before = waiting(own);
-    let waiter = Quiet::start(store, &["run", "k", "--", "sh", "-c", script]);
+    // Who waited for a good part of its ttl renews what it is granted before it counts on it: a script more.
+    let waiter = Quiet::start(store, &["run", "--ttl", "10m", "k", "--", "sh", "-c", script]);
     wait_for("one more in the queue", || waiting(own) > before);
     waiter
 }
