@@ -37,6 +37,9 @@ _dlock() {
             dlock,man)
                 cmd="dlock__subcmd__man"
                 ;;
+            dlock,metrics)
+                cmd="dlock__subcmd__metrics"
+                ;;
             dlock,release)
                 cmd="dlock__subcmd__release"
                 ;;
@@ -59,7 +62,7 @@ _dlock() {
 
     case "${cmd}" in
         dlock)
-            opts="-S -q -v -h -V --store --store-file --store-timeout --quiet --verbose --log-format --help --version run status unlock fence acquire renew release check guard history completions man"
+            opts="-S -q -v -h -V --store --store-file --store-timeout --quiet --verbose --log-format --help --version run status unlock fence acquire renew release check guard history metrics completions man"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -343,6 +346,44 @@ _dlock() {
                 return 0
             fi
             case "${prev}" in
+                --store)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -S)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --store-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --store-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dlock__subcmd__metrics)
+            opts="-S -q -v -h --prefix --store --store-file --store-timeout --quiet --verbose --log-format --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --prefix)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --store)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -43,6 +43,7 @@ complete -c dlock -n "__fish_dlock_needs_command" -f -a "release" -d 'Give such 
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "check" -d 'Print for how many seconds my lease is still good'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "guard" -d 'Run a command unless its fence is older than one that was seen here'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "history" -d 'Show who held a key, for how long, and how that ended'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "metrics" -d 'Print the same facts about all keys for a monitoring system'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "completions" -d 'Print a completion script for a shell'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "man" -d 'Print a man page'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s w -l wait -d 'Wait at most so long [default: as long as it takes]' -r
@@ -160,6 +161,15 @@ complete -c dlock -n "__fish_dlock_using_subcommand history" -l json -d 'As JSON
 complete -c dlock -n "__fish_dlock_using_subcommand history" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand history" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand history" -s h -l help -d 'Print help'
+complete -c dlock -n "__fish_dlock_using_subcommand metrics" -l prefix -d 'Only keys that begin so' -r
+complete -c dlock -n "__fish_dlock_using_subcommand metrics" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand metrics" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand metrics" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand metrics" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
+json\t'For programs'"
+complete -c dlock -n "__fish_dlock_using_subcommand metrics" -s q -l quiet -d 'Say nothing but errors'
+complete -c dlock -n "__fish_dlock_using_subcommand metrics" -s v -l verbose -d 'Say what is going on'
+complete -c dlock -n "__fish_dlock_using_subcommand metrics" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r

@@ -11,6 +11,7 @@ mod holder;
 mod house;
 mod input;
 mod law;
+mod metrics;
 mod output;
 mod readme;
 mod record;

@@ -48,18 +48,56 @@ fn the_shell_examples_run_to_their_end() {
     }
 }
 
+/// The command of a crontab's line.
+fn job(line: &str) -> &str {
+    line.splitn(6, ' ').nth(5).expect("a crontab line has five fields and a command")
+}
+
 #[test]
 fn the_crontab_lines_run_when_the_key_is_free_and_are_silent_when_it_is_not() {
     let blocks = blocks("crontab");
-    assert_eq!(blocks.len(), 3);
+    assert_eq!(blocks.len(), 4);
     // A line that sets a variable names a store of the reader's.
-    for line in blocks.iter().flat_map(|block| block.lines()).filter(|line| line.starts_with(['0', '*'])) {
-        let job = line.splitn(6, ' ').nth(5).expect("a crontab line has five fields and a command");
+    let lines = blocks.iter().flat_map(|block| block.lines()).filter(|line| line.starts_with(['0', '*']));
+    for job in lines.map(job).filter(|job| job.contains("dlock run")) {
         let store = Store::new();
         run(&store, job).is(0, "ran\n", "");
         let key = if job.contains("nightly") { "nightly-report" } else { "fetch" };
         let _holder = (!job.contains("--min-hold")).then(|| store.hold(key));
         run(&store, job).is(0, "", "");
+    }
+}
+
+#[test]
+fn the_line_for_a_collector_makes_a_whole_file_or_leaves_the_old_one() {
+    let blocks = blocks("crontab");
+    let line = blocks.iter().flat_map(|block| block.lines()).find(|line| line.contains("dlock metrics"));
+    let store = Store::new();
+    let folder = store.path("collected");
+    fs::create_dir(&folder).expect("a folder");
+    let job = job(line.expect("there is one"));
+    let job = job.replace("/var/lib/prometheus/node-exporter", folder.to_str().expect("a path in UTF-8"));
+    store.run(&["run", "deploy/prod", "--", "true"]).is(0, "", "");
+    run(&store, &job).is(0, "", "");
+    let collected = || fs::read_to_string(folder.join("dlock.prom")).expect("the collector's file");
+    let whole = collected();
+    assert!(whole.contains("dlock_held_seconds{key=\"deploy/prod\"} 0") && whole.ends_with("# EOF\n"), "{whole}");
+    fs::remove_dir_all(store.path("locks")).and_then(|()| fs::write(store.path("locks"), "")).expect("no store");
+    run(&store, &job).says(73, &["locks"]);
+    assert_eq!(collected(), whole);
+}
+
+#[test]
+fn the_alert_rules_speak_of_metrics_that_there_are() {
+    let store = Store::new();
+    store.run(&["run", "k", "--", "true"]).is(0, "", "");
+    let metrics = store.run(&["metrics"]).stdout;
+    let rules = blocks("yaml").concat();
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let named: Vec<&str> = rules.split(|c| !word(c)).filter(|name| name.starts_with("dlock_")).collect();
+    assert!(named.len() >= 3, "README.md has lost its rules");
+    for name in named {
+        assert!(metrics.contains(&format!("\n{name}{{key=")), "there is no {name}");
     }
 }
 

@@ -9,7 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use self::verbs::{
-    Acquire, Completions, Fence, Guard, History, Man, Mine, OnLost, Renew, Run, Status, Terms, Unlock,
+    Acquire, Completions, Fence, Guard, History, Man, Metrics, Mine, OnLost, Renew, Run, Status, Terms, Unlock,
 };
 use crate::exit::Failure;
 
@@ -92,6 +92,8 @@ pub enum Verb {
     Guard(Guard),
     /// Show who held a key, for how long, and how that ended
     History(History),
+    /// Print the same facts about all keys for a monitoring system
+    Metrics(Metrics),
     /// Print a completion script for a shell
     #[command(hide = true)]
     Completions(Completions),

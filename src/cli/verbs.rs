@@ -180,6 +180,14 @@ pub struct History {
     pub json: bool,
 }
 
+/// `dlock metrics`.
+#[derive(Debug, Args)]
+pub struct Metrics {
+    /// Only keys that begin so
+    #[arg(long, value_name = "P")]
+    pub prefix: Option<String>,
+}
+
 /// `dlock completions`.
 #[derive(Debug, Args)]
 pub struct Completions {

@@ -9,6 +9,7 @@ mod generate;
 mod guard;
 mod history;
 mod json;
+mod metrics;
 mod mine;
 mod release;
 mod renew;
@@ -72,6 +73,7 @@ fn perform(cli: cli::Cli) -> Result<Ending, Failure> {
         Verb::Check(check) => check::check(&check, &Settings::read(&cli.global)?),
         Verb::Guard(guard) => guard::guard(guard, &cli.global),
         Verb::History(history) => history::history(&history, &Settings::read(&cli.global)?),
+        Verb::Metrics(metrics) => metrics::metrics(&metrics, &Settings::read(&cli.global)?),
         Verb::Completions(completions) => print(&generate::completions(completions.shell)).map(|()| Ending::OK),
         Verb::Man(man) => print(&generate::man(man.verb.as_deref())?).map(|()| Ending::OK),
     }

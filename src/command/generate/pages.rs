@@ -171,8 +171,21 @@ const HISTORY: Page = Page {
     ],
 };
 
+const METRICS: Page = Page {
+    about: "Prints facts about all keys that the store knows, in the text format of OpenMetrics, which Prometheus and the \
+            textfile collector of its node exporter read: whether each is held, by how many, for how long, how many \
+            wait and for how long, its fence, how often it was granted, when last, and when a command ended well last. \
+            A fact that is not known, or that the store has forgotten, is missing: it keeps the last 32 events of a \
+            key. If the store fails nothing is printed.",
+    exit: &[("0", "always, unless the store fails")],
+    examples: &[(
+        "In a crontab, for a textfile collector",
+        "* * * * * cd /var/lib/prometheus/node-exporter && dlock metrics >dlock.new && mv dlock.new dlock.prom",
+    )],
+};
+
 /// The page of each verb, in the order of the help.
-pub(super) const VERBS: [(&str, Page); 10] = [
+pub(super) const VERBS: [(&str, Page); 11] = [
     ("run", RUN),
     ("status", STATUS),
     ("unlock", UNLOCK),
@@ -183,6 +196,7 @@ pub(super) const VERBS: [(&str, Page); 10] = [
     ("check", CHECK),
     ("guard", GUARD),
     ("history", HISTORY),
+    ("metrics", METRICS),
 ];
 
 /// What all verbs but `run`, whose table is whole, can exit with besides.
