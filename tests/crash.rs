@@ -24,6 +24,7 @@ on_file_and_redis![
     a_dlock_killed_at_any_moment_leaves_the_key_to_the_next,
     a_dlock_killed_at_any_moment_of_a_long_run_leaves_nothing_of_the_command,
     a_command_has_kill_after_to_end_and_no_longer,
+    whoever_reads_stderr_hears_that_dlock_was_killed,
     dlock_stops_the_command_itself_when_its_guardian_is_frozen,
 ];
 
@@ -47,6 +48,9 @@ const AT_ONCE: Duration = Duration::from_secs(4);
 /// The next command starts within this time of a kill, in the median: 50 ms are the promise, the rest is
 /// for the tests that run at the same time.
 const HAND_OVER: Duration = Duration::from_millis(300);
+
+/// The last words about a dlock that was killed.
+const OBITUARY: &str = "dlock: 'k': dlock was killed; the command and all that it started were stopped\n";
 
 /// What is done so often, there or here.
 fn times(store: &Store, (file, beats): (u32, u32)) -> u32 {
@@ -111,7 +115,8 @@ fn a_dlock_killed_at_any_moment_leaves_the_key_to_the_next(store: &Store) {
         last = last.max(fence);
         let victim = victim.finish();
         assert!(!victim.stdout.contains("overlap"), "{victim:#?}");
-        assert_eq!(victim.stderr, "", "{victim:#?}");
+        // If there was a command by then, whoever is left says what became of it.
+        assert!(["", OBITUARY].contains(&&*victim.stderr), "{victim:#?}");
         // Where nobody sees it die, it may still be in the queue: two in a row would take longer.
         if store.beats() {
             store.run(&["run", "-w", &limit, "k", "--", "true"]).is(0, "", "");
@@ -236,4 +241,15 @@ fn a_large_tree_is_ended_about_as_fast_as_a_small_one() {
     let done = holder.finish();
     // To look through /proc again after each of them would take many seconds, and the guardian be thought frozen.
     done.says(124, &["the command ran for 4s"]);
+}
+
+fn whoever_reads_stderr_hears_that_dlock_was_killed(store: &Store) {
+    let holder = store.holding("k", &[], "echo ready; exec sleep 1000");
+    holder.signal(SIGKILL);
+    let done = holder.finish();
+    assert_eq!(done.stderr, OBITUARY);
+    // Nobody is told of what ends in another way.
+    let mut holder = store.hold("k");
+    holder.close_stdin();
+    holder.finish().is(0, "", "");
 }

@@ -8,7 +8,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
@@ -16,11 +15,10 @@ use nix::sys::signal::Signal::{SIGCHLD, SIGCONT, SIGTERM};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
-use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::sys::wait::WaitPidFlag;
-use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getpgid, getpgrp, getppid};
+use nix::unistd::{Pid, getpgid, getpgrp, getppid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -110,6 +108,8 @@ struct Guard {
     /// Signals that came to us too, and so to the whole process group.
     witnessed: Vec<(Signal, Moment)>,
     sign_of_life: Option<OwnedFd>,
+    /// dlock was killed, and with it the command.
+    bereft: bool,
 }
 
 /// The work of the guardian is done.
@@ -119,7 +119,7 @@ struct Done;
 ///
 /// # Errors
 /// If the guardian cannot be set up.
-pub(super) fn watch(socket: OwnedFd, program: &Program, inherited: Inherited) -> io::Result<()> {
+pub(super) fn watch(socket: OwnedFd, program: &Program, inherited: Inherited, obituary: &dyn Fn()) -> io::Result<()> {
     // Another name than dlock's: who kills every `dlock` by name still has its commands looked after.
     prctl::set_name(c"lock-guardian")?;
     prctl::set_child_subreaper(true)?;
@@ -136,9 +136,14 @@ pub(super) fn watch(socket: OwnedFd, program: &Program, inherited: Inherited) ->
         deadline: None,
         witnessed: Vec::new(),
         sign_of_life: None,
+        bereft: false,
     };
     let Err(Done) = guard.serve(program);
-    drop(guard.sign_of_life);
+    drop(guard.sign_of_life.take());
+    // The key is free before anybody reads this.
+    if guard.bereft {
+        obituary();
+    }
     Ok(())
 }
 
@@ -159,11 +164,12 @@ impl Guard {
                 self.witness();
             }
             if orders {
-                match receive(&self.socket) {
-                    Ok(Some((order, fd))) => self.obey(order, fd, program)?,
+                let Ok(Some((order, fd))) = receive(&self.socket) else {
                     // Nobody is there to give orders: dlock was killed.
-                    Ok(None) | Err(_) => return self.kill(),
-                }
+                    self.bereft = self.phase != Phase::Idle;
+                    return self.kill();
+                };
+                self.obey(order, fd, program)?;
             }
             // Every time: carrying out an order may have read the SIGCHLD.
             self.reap()?;
@@ -221,7 +227,7 @@ impl Guard {
                 // What came to the group until now the command has not had, or not yet been able to handle.
                 self.witness();
                 self.witnessed.clear();
-                let_go_of_stdio();
+                super::let_go_of_stdio();
                 self.report(ChildEvent::Started(pid.as_raw()));
                 Ok(())
             }
@@ -361,15 +367,5 @@ impl Guard {
     fn report(&self, event: ChildEvent) {
         // If dlock is gone nobody wants to know.
         let _ = send(&self.socket, &event, None);
-    }
-}
-
-/// Puts /dev/null in the place of the streams, which are the command's: while we keep a pipe open, its
-/// other end does not see the command close it.
-fn let_go_of_stdio() {
-    if let Ok(null) = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()) {
-        let _ = dup2_stdin(&null);
-        let _ = dup2_stdout(&null);
-        let _ = dup2_stderr(&null);
     }
 }

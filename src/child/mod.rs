@@ -6,7 +6,7 @@ mod supervise;
 mod tree;
 
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::{io, thread};
@@ -14,7 +14,7 @@ use std::{io, thread};
 use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::prctl;
-use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::Mode;
 use nix::sys::wait::WaitPidFlag;
 use nix::unistd::{ForkResult, Pid, dup2_stdin, dup2_stdout};
@@ -68,12 +68,17 @@ pub struct Outcome {
 
 impl Guardian {
     /// Forks the guardian, before this process has a thread and while it blocks all signals. The command will
-    /// start with what it `inherited`. Nothing is returned in the guardian itself,
-    /// once its work is done.
+    /// start with what it `inherited`. If dlock is killed, and so the command, the guardian says so by its `obituary`.
+    /// Nothing is returned in the guardian itself, once its work is done.
     ///
     /// # Errors
     /// What the operating system says; also if `/proc` does not show who descends from whom.
-    pub fn fork(program: &Program, policy: Policy, inherited: Inherited) -> io::Result<Option<Self>> {
+    pub fn fork(
+        program: &Program,
+        policy: Policy,
+        inherited: Inherited,
+        obituary: &dyn Fn(),
+    ) -> io::Result<Option<Self>> {
         let spared = tree::children().map_err(|error| {
             io::Error::other(format!("/proc does not list the children of a process: {}", sys::words(&error)))
         })?;
@@ -88,7 +93,7 @@ impl Guardian {
             ForkResult::Child => {
                 drop(ours);
                 // dlock sees it gone and says so; two would say it twice.
-                let _ = guardian::watch(theirs, program, inherited);
+                let _ = guardian::watch(theirs, program, inherited, obituary);
                 Ok(None)
             }
         }
@@ -197,10 +202,10 @@ impl Guardian {
 
 impl Drop for Guardian {
     /// Leaves no process behind: neither the guardian nor, if we fail in the middle, the command's tree,
-    /// which the guardian ends when it sees us go.
+    /// which the guardian ends when it is told to.
     fn drop(&mut self) {
         if self.at_work.load(Ordering::Relaxed) {
-            let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+            self.tell(&Order::Kill);
             let _ = sys::wait(Some(self.pid), WaitPidFlag::empty());
         } else {
             self.kill();

@@ -32,9 +32,13 @@ impl Ready {
     pub(super) fn make(plan: &RunPlan) -> Result<Option<Self>, Failure> {
         let (sender, events) = mpsc::channel();
         let inherited = Inherited::note().map_err(|error| Failure::os("cannot read the signal mask", &error.into()))?;
+        let key = &plan.terms.key;
+        let obituary = || log::error!("'{key}': dlock was killed; the command and all that it started were stopped");
         // No signal is heard until the guardian blocks all, and until we can pass them on.
         let ready = signal::unheard(|| {
-            let Some(guardian) = Guardian::fork(&plan.program, plan.policy, inherited)? else { return Ok(None) };
+            let Some(guardian) = Guardian::fork(&plan.program, plan.policy, inherited, &obituary)? else {
+                return Ok(None);
+            };
             Ok(Some((guardian, signal::listen(&sender)?)))
         });
         let ready = ready.map_err(|error| Failure::os("cannot start the guardian", &error))?;
