@@ -484,7 +484,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__run)
-            opts="-n -w -E -s -k -S -q -v -h --nonblock --wait --conflict-exit-code --if-fence --shared --slots --ttl --min-hold --note --max-reentry --kill-after --max-run --on-lost --store --store-file --store-timeout --quiet --verbose --log-format --help"
+            opts="-n -w -E -s -k -S -q -v -h --nonblock --wait --conflict-exit-code --if-fence --shared --slots --ttl --min-hold --note --max-reentry --kill-after --max-run --on-lost --report --store --store-file --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -544,6 +544,10 @@ _dlock() {
                     ;;
                 --on-lost)
                     COMPREPLY=($(compgen -W "stop continue" -- "${cur}"))
+                    return 0
+                    ;;
+                --report)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --store)

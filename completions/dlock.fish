@@ -58,6 +58,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand run" -s k -l kill-after -d '
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l max-run -d 'Stop the command after DUR and exit 124' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l on-lost -d 'What a lost lease does to the command: stop or continue [default: stop]' -r -f -a "stop\t'It is stopped'
 continue\t'It goes on; dlock still exits 76'"
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l report -d 'Write to FILE what became of the run, as JSON' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r

@@ -16,8 +16,8 @@ pub enum Code {
     Bug,
     /// The operating system refused.
     Os,
-    /// The lock directory cannot be made or trusted.
-    Directory,
+    /// The lock directory cannot be made or trusted, or a report not be written.
+    CannotCreate,
     /// The key was not to be had in the time given.
     Busy,
     /// The lease was lost or revoked.
@@ -46,7 +46,7 @@ pub const TABLE: [(&str, &str); 14] = [
     ("69", "the store cannot be reached; the command was not started"),
     ("70", "a bug in dlock"),
     ("71", "the operating system refused, say fork"),
-    ("73", "the lock directory cannot be made or trusted"),
+    ("73", "the lock directory cannot be made or trusted, or the file of --report not be written"),
     ("75", "busy: the key was not to be had in the time given (-E changes it)"),
     ("76", "the lease was lost or revoked while the command ran; beats 124, which beats the command's own"),
     ("77", "the store refused us; the command was not started"),
@@ -63,7 +63,7 @@ impl Code {
         Self::Unreachable,
         Self::Bug,
         Self::Os,
-        Self::Directory,
+        Self::CannotCreate,
         Self::Busy,
         Self::Lost,
         Self::Refused,
@@ -81,7 +81,7 @@ impl Code {
             Self::Unreachable => 69,
             Self::Bug => 70,
             Self::Os => 71,
-            Self::Directory => 73,
+            Self::CannotCreate => 73,
             Self::Busy => 75,
             Self::Lost => 76,
             Self::Refused => 77,

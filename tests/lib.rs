@@ -18,6 +18,7 @@ mod record;
 #[cfg(feature = "redis")]
 mod redis;
 mod reentry;
+mod report;
 mod run;
 mod screen;
 mod signals;

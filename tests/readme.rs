@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::support::{DLOCK, Store, command, finish};
+use crate::support::{DLOCK, Store, command, finish, has};
 
 fn readme() -> String {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("README.md");
@@ -42,10 +42,41 @@ fn run(store: &Store, script: &str) -> crate::support::Done {
 fn the_shell_examples_run_to_their_end() {
     let blocks = blocks("sh");
     assert!(blocks.len() >= 6, "README.md has lost its examples");
-    for block in blocks {
-        let done = run(&Store::new(), &block);
+    for block in blocks.iter().filter(|block| !block.contains("jq ") || has("jq")) {
+        let done = run(&Store::new(), block);
         assert!(done.status.success(), "{block}\n{done:#?}");
     }
+}
+
+#[test]
+fn the_script_that_is_watched_speaks_of_what_went_wrong_and_of_nothing_else() {
+    let blocks = blocks("sh");
+    let block = blocks.iter().find(|block| block.contains("--report")).expect("there is one");
+    if !has("jq") {
+        return;
+    }
+    let store = Store::new();
+    run(&store, block).is(0, "ran\n", "");
+    let holder = store.hold("nightly-report");
+    let again = format!("TMPDIR={} ./nightly", store.dir.path().display());
+    run(&store, &again).is(0, "", "");
+    holder.finish().is(0, "", "");
+    let job = |script: &str| {
+        let path = store.path("bin/failing");
+        fs::create_dir_all(&path).expect("a folder");
+        fs::write(path.join("nightly-report"), format!("#!/bin/sh\n{script}\n")).expect("a job");
+        finish(command("chmod").arg("+x").arg(path.join("nightly-report"))).is(0, "", "");
+        run(&store, &format!("PATH={}:$PATH {again}", path.display())).stdout
+    };
+    assert_eq!(job("exit 3"), "nightly-report: ran 3 \n");
+    assert_eq!(job("kill -9 $$"), "nightly-report: ran null \n");
+    let lost = job(&format!("rm '{}'; exec sleep 60", store.key_file("nightly-report").display()));
+    assert!(lost.starts_with("nightly-report: lost 76 lost 'nightly-report': "), "{lost}");
+    // The guardian is the job's parent, and dlock the guardian's.
+    let killed = job("read -r _ _ _ dlock _ </proc/$PPID/stat; kill -9 $dlock; exec sleep 60");
+    assert_eq!(killed, "nightly-report: dlock was killed\n");
+    let files = fs::read_dir(store.dir.path()).expect("it can be listed").count();
+    assert_eq!(files, 3, "locks, bin and the script");
 }
 
 /// The command of a crontab's line.

@@ -32,6 +32,9 @@ pub struct Run {
     /// What a lost lease does to the command: stop or continue [default: stop]
     #[arg(long, value_name = "WHAT", help_heading = "Command", hide_possible_values = true)]
     pub on_lost: Option<OnLost>,
+    /// Write to FILE what became of the run, as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Command")]
+    pub report: Option<OsString>,
 }
 
 /// How one asks for a key.

@@ -32,7 +32,7 @@ pub(super) fn acquire(acquire: cli::Acquire, settings: &Settings) -> Result<Endi
     asking::check(&terms, &*store)?;
     if held.lease(store.identity(), &terms.key).is_some() {
         // To wait would be to wait for ourselves.
-        return Ok(asking::refused(&terms, Refusal::TooDeep(0)));
+        return Ok(asking::refused(&terms, Refusal::TooDeep(0)).0);
     }
     let ask = asking::ask(&terms)?;
     let meanwhile = || waiting::show(settings, &terms.key, ask.lease);
@@ -45,8 +45,8 @@ pub(super) fn acquire(acquire: cli::Acquire, settings: &Settings) -> Result<Endi
             }
             hand_over(&terms.key, lease, acquire.json)
         }
-        Acquired::Busy(holders, waiting) => Ok(asking::busy(&terms, settings, &*store, &holders, waiting)),
-        Acquired::Refused(refusal) => Ok(asking::refused(&terms, refusal)),
+        Acquired::Busy(holders, waiting) => Ok(asking::busy(&terms, settings, &*store, &holders, waiting).0),
+        Acquired::Refused(refusal) => Ok(asking::refused(&terms, refusal).0),
         Acquired::Signal(signal) => Ok(Ending::Signal(signal as i32)),
     }
 }

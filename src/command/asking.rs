@@ -40,8 +40,14 @@ pub(super) fn ask(terms: &Terms) -> Result<Ask, Failure> {
     })
 }
 
-/// Says who has the key.
-pub(super) fn busy(terms: &Terms, settings: &Settings, store: &dyn Store, holders: &[Hold], waiting: usize) -> Ending {
+/// Says who has the key. How to end, and what was said.
+pub(super) fn busy(
+    terms: &Terms,
+    settings: &Settings,
+    store: &dyn Store,
+    holders: &[Hold],
+    waiting: usize,
+) -> (Ending, String) {
     let gave_up = match terms.limits.wait {
         Some(wait) if !wait.is_zero() && terms.if_fence.is_none() => format!("; gave up after {}", words::span(wait)),
         _ => String::new(),
@@ -50,28 +56,30 @@ pub(super) fn busy(terms: &Terms, settings: &Settings, store: &dyn Store, holder
     if !holders.is_empty() && terms.mode.fits(holders.iter().map(|hold| hold.mode)) {
         taken.push_str(", and others wait for it before us");
     }
-    log::warn!("{taken}{}{gave_up}", words::place(settings, store));
-    Ending::Code(terms.conflict)
+    let words = format!("{taken}{}{gave_up}", words::place(settings, store));
+    log::warn!("{words}");
+    (Ending::Code(terms.conflict), words)
 }
 
-/// Says why the key is not to be had.
-pub(super) fn refused(terms: &Terms, refusal: Refusal) -> Ending {
+/// Says why the key is not to be had. How to end, and what was said.
+pub(super) fn refused(terms: &Terms, refusal: Refusal) -> (Ending, String) {
     let key = &terms.key;
-    match refusal {
+    let words = match refusal {
         Refusal::Fence(fence) => {
             let expected = terms.if_fence.unwrap_or_default();
-            log::warn!("'{key}' has fence {fence} and not {expected}: somebody has held it since");
+            format!("'{key}' has fence {fence} and not {expected}: somebody has held it since")
         }
-        // These are mistakes of the job, which will not go over; so they are told even to `-q`.
-        Refusal::TooDeep(0) => log::error!("'{key}' is held by this very job, and may not be entered again"),
-        Refusal::TooDeep(limit) => log::error!("'{key}' may be entered again at most {limit} deep"),
+        Refusal::TooDeep(0) => format!("'{key}' is held by this very job, and may not be entered again"),
+        Refusal::TooDeep(limit) => format!("'{key}' may be entered again at most {limit} deep"),
         Refusal::Narrower(mode) => {
-            log::error!("'{key}' is held by this very job as {mode}, and cannot be entered as {}", terms.mode);
+            format!("'{key}' is held by this very job as {mode}, and cannot be entered as {}", terms.mode)
         }
         Refusal::Lost => {
-            log::error!("'{key}' is not held any more by the run around this one; unset DLOCK_HELD to start afresh");
-            return Code::Lost.into();
+            format!("'{key}' is not held any more by the run around this one; unset DLOCK_HELD to start afresh")
         }
-    }
-    Ending::Code(terms.conflict)
+    };
+    // All but a fence are mistakes of the job, which will not go over; so they are told even to `-q`.
+    let level = if matches!(refusal, Refusal::Fence(_)) { log::Level::Warn } else { log::Level::Error };
+    log::log!(level, "{words}");
+    (if refusal == Refusal::Lost { Code::Lost.into() } else { Ending::Code(terms.conflict) }, words)
 }

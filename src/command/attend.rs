@@ -7,13 +7,14 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
+use super::report::{self, Course};
 use super::{asking, waiting, words};
 use crate::child::{Environment, Guardian, Outcome, Policy, Verdict};
 use crate::config::{Held, RunPlan, Settings};
 use crate::event::{Event, Status};
 use crate::exit::{Code, Ending, Failure};
 use crate::holder::{self, Acquired, Lease};
-use crate::model::{self, Ask, Released};
+use crate::model::{self, Ask, Refusal, Released};
 use crate::signal::{self, Asked};
 use crate::store::Store;
 use crate::sys::Inherited;
@@ -52,6 +53,7 @@ impl Ready {
         settings: &Settings,
         held: &Held,
         store: &Arc<dyn Store>,
+        course: &mut Course,
     ) -> Result<Result<Lease, Ending>, Failure> {
         asking::check(&plan.terms, &**store)?;
         let key = &plan.terms.key;
@@ -60,19 +62,42 @@ impl Ready {
         let channel = (&self.sender, &self.events);
         let meanwhile = || waiting::show(settings, key, ask.lease);
         Ok(match holder::acquire(store, key, &ask, plan.terms.limits, channel, &meanwhile)? {
-            Acquired::Lease(lease) => Ok(lease),
-            Acquired::Busy(holders, waiting) => Err(asking::busy(&plan.terms, settings, &**store, &holders, waiting)),
-            Acquired::Refused(refusal) => Err(asking::refused(&plan.terms, refusal)),
-            Acquired::Signal(signal) => Err(Ending::Signal(signal as i32)),
+            Acquired::Lease(lease) => {
+                course.granted(&lease);
+                Ok(lease)
+            }
+            Acquired::Busy(holders, waiting) => {
+                let (ending, words) = asking::busy(&plan.terms, settings, &**store, &holders, waiting);
+                course.busy(&holders, store.now());
+                course.ends(report::Outcome::Busy, words);
+                Err(ending)
+            }
+            Acquired::Refused(refusal) => {
+                let (ending, words) = asking::refused(&plan.terms, refusal);
+                let lost = refusal == Refusal::Lost;
+                course.ends(if lost { report::Outcome::Lost } else { report::Outcome::Busy }, words);
+                Err(ending)
+            }
+            Acquired::Signal(signal) => {
+                course.ends(report::Outcome::Signal, None);
+                Err(Ending::Signal(signal as i32))
+            }
         })
     }
 
     /// The key is ours: starts the command with `env` changed in its environment, looks after it, gives the key back.
-    pub(super) fn attend(&self, plan: &RunPlan, lease: Lease, env: Environment) -> Result<Ending, Failure> {
+    pub(super) fn attend(
+        &self,
+        plan: &RunPlan,
+        lease: Lease,
+        env: Environment,
+        course: &mut Course,
+    ) -> Result<Ending, Failure> {
         let key = &plan.terms.key;
         // A signal that came meanwhile means: do not start the command.
         if let Some(signal) = self.asked.signal() {
             give_back(key, lease, None, false);
+            course.ends(report::Outcome::Signal, None);
             return Ok(Ending::Signal(signal as i32));
         }
         let started = lease.sign_of_life().map_err(Failure::from).and_then(|sign| {
@@ -86,7 +111,9 @@ impl Ready {
             give_back(key, lease, None, false);
             return Err(failure);
         }
-        let outcome = self.guardian.supervise(lease.deadline(), &self.events, |verdict| announce(plan, verdict));
+        let outcome =
+            self.guardian.supervise(lease.deadline(), &self.events, |verdict| announce(plan, verdict, course));
+        course.command(outcome.status);
         let ending = match outcome.status {
             // What never ran keeps nobody out.
             _ if !outcome.started => None,
@@ -95,7 +122,7 @@ impl Ready {
             None => Some(model::Ending::default()),
         };
         let yours = give_back(key, lease, ending.as_ref(), outcome.verdict.is_some());
-        Ok(conclude(plan, &outcome, yours))
+        Ok(conclude(plan, &outcome, yours, course))
     }
 }
 
@@ -115,59 +142,70 @@ pub(super) fn give_back(key: &model::Key, lease: Lease, ending: Option<&model::E
     }
 }
 
-fn announce(plan: &RunPlan, verdict: &Verdict) {
+fn announce(plan: &RunPlan, verdict: &Verdict, course: &mut Course) {
     let key = &plan.terms.key;
     let Policy { stop_when_lost, max_run, .. } = plan.policy;
-    match verdict {
-        Verdict::Lost(why) if stop_when_lost => log::error!("lost '{key}': {why}; stopping the command"),
-        Verdict::Lost(why) => log::error!("lost '{key}': {why}; the command goes on without it"),
+    let (outcome, words) = match verdict {
+        Verdict::Lost(why) if stop_when_lost => {
+            (report::Outcome::Lost, format!("lost '{key}': {why}; stopping the command"))
+        }
+        Verdict::Lost(why) => (report::Outcome::Lost, format!("lost '{key}': {why}; the command goes on without it")),
         Verdict::Revoked(by) => {
             let by = by.as_deref().unwrap_or("somebody");
-            log::error!("'{key}' was unlocked by {by}; stopping the command");
+            (report::Outcome::Revoked, format!("'{key}' was unlocked by {by}; stopping the command"))
         }
         Verdict::MaxRun => {
             let limit = words::span(max_run.unwrap_or_default());
-            log::error!("'{key}': the command ran for {limit}; stopping it");
+            (report::Outcome::MaxRun, format!("'{key}': the command ran for {limit}; stopping it"))
         }
-    }
+    };
+    log::error!("{words}");
+    course.ends(outcome, words);
 }
 
-fn conclude(plan: &RunPlan, outcome: &Outcome, yours: bool) -> Ending {
+fn conclude(plan: &RunPlan, outcome: &Outcome, yours: bool, course: &mut Course) -> Ending {
+    let key = &plan.terms.key;
+    let mut fail = |as_what, words: String| {
+        log::error!("{words}");
+        course.ends(as_what, words);
+    };
     if outcome.orphaned {
-        log::error!("'{}': the guardian was killed, and the command with it", plan.terms.key);
+        let words = format!("'{key}': the guardian was killed, and the command with it");
+        match outcome.verdict {
+            None => fail(report::Outcome::Error, words),
+            Some(_) => log::error!("{words}"),
+        }
     }
     match &outcome.verdict {
         Some(Verdict::Lost(_) | Verdict::Revoked(_)) => return Code::Lost.into(),
         _ if !yours => {
-            log::error!("lost '{}' while the command ran: it was not ours any more at the end", plan.terms.key);
+            let words = format!("lost '{key}' while the command ran: it was not ours any more at the end");
+            fail(report::Outcome::Lost, words);
             return Code::Lost.into();
         }
         Some(Verdict::MaxRun) => return Code::MaxRun.into(),
         None => {}
     }
     match (outcome.failed, outcome.status) {
-        (Some(errno), _) => not_started(plan, Errno::from_raw(errno)).into(),
+        (Some(errno), _) => {
+            let (code, words) = not_started(plan, Errno::from_raw(errno));
+            fail(report::Outcome::Error, words);
+            code.into()
+        }
         (None, Some(Status::Exited(code))) => Ending::Code(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
         (None, Some(Status::Killed(number))) => Ending::Signal(number),
         (None, None) => Ending::Signal(Signal::SIGKILL as i32),
     }
 }
 
-fn not_started(plan: &RunPlan, errno: Errno) -> Code {
+fn not_started(plan: &RunPlan, errno: Errno) -> (Code, String) {
     let name = plan.program.name.to_string_lossy();
     let why = errno.desc().to_lowercase();
     match errno {
-        Errno::ENOENT | Errno::ENOTDIR => {
-            log::error!("cannot find the command '{name}': {why}");
-            Code::NotFound
-        }
+        Errno::ENOENT | Errno::ENOTDIR => (Code::NotFound, format!("cannot find the command '{name}': {why}")),
         Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE => {
-            log::error!("cannot start '{name}': {why}");
-            Code::Os
+            (Code::Os, format!("cannot start '{name}': {why}"))
         }
-        _ => {
-            log::error!("cannot execute '{name}': {why}");
-            Code::CannotExecute
-        }
+        _ => (Code::CannotExecute, format!("cannot execute '{name}': {why}")),
     }
 }

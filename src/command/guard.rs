@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::attend::{Ready, give_back};
+use super::report::Course;
 use super::words;
 use crate::child::Environment;
 use crate::cli;
@@ -25,7 +26,8 @@ pub(super) fn guard(guard: cli::Guard, global: &cli::Global) -> Result<Ending, F
     if plan.fence < seen {
         return Ok(stale(&plan, seen, &*store));
     }
-    let lease = match ready.take(&plan.run, &plan.settings, &held, &store)? {
+    let mut course = Course::default();
+    let lease = match ready.take(&plan.run, &plan.settings, &held, &store, &mut course)? {
         Ok(lease) => lease,
         Err(ending) => return Ok(ending),
     };
@@ -36,7 +38,7 @@ pub(super) fn guard(guard: cli::Guard, global: &cli::Global) -> Result<Ending, F
                 ("DLOCK_FENCE".into(), Some(plan.fence.to_string().into())),
                 (Held::VARIABLE.into(), Some(held.with(store.identity(), key, lease.id()).into())),
             ];
-            ready.attend(&plan.run, lease, env)
+            ready.attend(&plan.run, lease, env, &mut course)
         }
         Ok(Passage::Stale(seen)) => {
             give_back(key, lease, None, false);

@@ -13,6 +13,7 @@ mod metrics;
 mod mine;
 mod release;
 mod renew;
+mod report;
 mod run;
 mod status;
 mod unlock;
@@ -63,7 +64,7 @@ fn parse_and_perform(args: &[OsString]) -> Ending {
 
 fn perform(cli: cli::Cli) -> Result<Ending, Failure> {
     match cli.verb {
-        Verb::Run(run) => run::run(run, &cli.global),
+        Verb::Run(run) => report::run_and_report(run, &cli.global),
         Verb::Status(status) => status::status(&status, &Settings::read(&cli.global)?),
         Verb::Unlock(unlock) => unlock::unlock(&unlock, &Settings::read(&cli.global)?),
         Verb::Fence(fence) => fence::fence(&fence, &Settings::read(&cli.global)?),
@@ -104,7 +105,7 @@ impl From<StoreError> for Failure {
             Trouble::Unreachable | Trouble::Stuck => Code::Unreachable,
             Trouble::Refused => Code::Refused,
             Trouble::Unfit => Code::Config,
-            Trouble::Untrusted => Code::Directory,
+            Trouble::Untrusted => Code::CannotCreate,
             Trouble::Os => Code::Os,
         };
         Self { code, error: error.into() }

@@ -1,20 +1,23 @@
 //! `dlock run`.
 
 use super::attend::Ready;
+use super::report::Course;
 use crate::child::Environment;
 use crate::cli;
 use crate::config::{Held, RunPlan, Settings};
 use crate::exit::{Ending, Failure};
 use crate::store::Intent;
 
-/// Holds a key while a command runs.
-pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure> {
+/// Holds a key while a command runs. The `course` that this takes is for a report.
+pub(super) fn run(run: cli::Run, global: &cli::Global, course: &mut Course) -> Result<Ending, Failure> {
     let settings = Settings::read(global)?;
     let plan = RunPlan::read(run, &settings)?;
+    course.planned(&plan);
     let held = Held::read()?;
     let Some(ready) = Ready::make(&plan)? else { return Ok(Ending::OK) };
     let store = super::open(&settings, Intent::Lock)?;
-    let lease = match ready.take(&plan, &settings, &held, &store)? {
+    course.asks(store.identity());
+    let lease = match ready.take(&plan, &settings, &held, &store, course)? {
         Ok(lease) => lease,
         Err(ending) => return Ok(ending),
     };
@@ -26,5 +29,5 @@ pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure
         (Held::VARIABLE.into(), Some(held.with(store.identity(), key, lease.id()).into())),
     ];
     env.extend(settings.handed_on.iter().map(|(name, value)| ((*name).into(), value.clone())));
-    ready.attend(&plan, lease, env)
+    ready.attend(&plan, lease, env, course)
 }

@@ -32,7 +32,11 @@ const RUN: Page = Page {
             it. Signals are passed to CMD, which decides what they mean; dlock ends as CMD does. A lost or revoked \
             lease, and --max-run, stop CMD and all that it started: first SIGTERM, then, after --kill-after, \
             SIGKILL. If dlock itself is killed, so is CMD with all that it started, before anybody else gets KEY. \
-            What CMD leaves running when it ends by itself is left alone. DUR is a span like 1h 30m, or seconds.",
+            What CMD leaves running when it ends by itself is left alone. DUR is a span like 1h 30m, or seconds. \
+            With --report one JSON object is written when all is over. Its outcome is ran, busy, lost, revoked, max-run, \
+            signal (one came before there was a command), unreachable, refused or error; error is what was said on \
+            stderr; exit and signal are how dlock ends, command_exit and command_signal how CMD did; what is not known \
+            is null. It takes the place of FILE as a whole; only if dlock is killed the old one stays.",
     exit: &TABLE,
     examples: &[
         (
