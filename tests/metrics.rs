@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::support::schema::python;
-use crate::support::{Running, Store, finish, on_every_store, wait_for};
+use crate::support::{Store, finish, on_every_store, wait_for};
 
 on_every_store![
     the_text_is_what_both_parsers_of_prometheus_read,
@@ -180,7 +180,7 @@ fn a_store_that_fails_leaves_nothing_that_could_be_taken_for_metrics() {
 #[test]
 fn a_server_that_is_away_is_told_by_the_exit_code() {
     let args = ["metrics", "-S", "redis://127.0.0.1:1", "--store-timeout", "100ms"];
-    let done = Running::start(crate::support::command(crate::support::DLOCK).args(args)).finish();
+    let done = finish(crate::support::command(crate::support::DLOCK).args(args));
     done.says(69, &["127.0.0.1:1"]);
     assert_eq!(done.stdout, "");
 }
