@@ -22,6 +22,7 @@ mod report;
 mod run;
 mod screen;
 mod signals;
+mod snapshots;
 mod status;
 mod support;
 mod terminal;

@@ -140,9 +140,9 @@ fn a_table_fits_the_terminal(store: &Store) {
         screen
     };
     for (columns, headers) in [
-        (160, "KEY STATE FOR LEFT WHO PROGRAM NOTE LEASE FENCE"),
-        (80, "KEY STATE FOR LEFT WHO PROGRAM NOTE LEASE"),
-        (40, "KEY STATE FOR LEFT"),
+        (160, "KEY STATE FOR WHO LEFT PROGRAM NOTE LEASE FENCE"),
+        (80, "KEY STATE FOR WHO LEFT PROGRAM NOTE LEASE"),
+        (40, "KEY STATE FOR WHO"),
     ] {
         let screen = shown(columns);
         let header: Vec<&str> = screen.lines().next().unwrap_or_default().split_whitespace().collect();

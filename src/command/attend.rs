@@ -63,6 +63,7 @@ impl Ready {
         let meanwhile = || waiting::show(settings, key, ask.lease);
         Ok(match holder::acquire(store, key, &ask, plan.terms.limits, channel, &meanwhile)? {
             Acquired::Lease(lease) => {
+                log::info!("got '{key}' with fence {}", lease.fence());
                 course.granted(&lease);
                 Ok(lease)
             }
@@ -131,7 +132,11 @@ impl Ready {
 pub(super) fn give_back(key: &model::Key, lease: Lease, ending: Option<&model::Ending>, was_told: bool) -> bool {
     let ttl = lease.deadline().map(|_| lease.ttl());
     match lease.release(ending) {
-        Ok(released) => released != Released::NotYours,
+        Ok(Released::NotYours) => false,
+        Ok(_) => {
+            log::info!("gave '{key}' back");
+            true
+        }
         Err(_) if was_told => true,
         Err(error) => {
             let by_itself =

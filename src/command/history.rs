@@ -17,10 +17,10 @@ use crate::store::Intent;
 /// What is shown of each hold.
 const COLUMNS: [Column; 9] = [
     Column::fixed("SINCE"),
-    Column::fixed("WAITED"),
     Column::fixed("HELD"),
     Column::elastic("HOW"),
     Column::elastic("WHO"),
+    Column::fixed("WAITED"),
     Column::elastic("PROGRAM"),
     Column::elastic("NOTE"),
     Column::fixed("LEASE"),
@@ -52,7 +52,7 @@ pub(super) fn history(history: &cli::History, settings: &Settings) -> Result<End
         let (waited, held) = (story.waited().map(words::span), story.held(store.now()).map(words::span));
         let (program, note) = (info.program.clone(), info.note.clone());
         let (lease, fence) = (Some(lease.clone()), Some(fence.to_string()));
-        let cells = [since, waited, held, Some(story.how()), Some(info.to_string()), program, note, lease, fence];
+        let cells = [since, held, Some(story.how()), Some(info.to_string()), waited, program, note, lease, fence];
         table.push(cells.map(|cell| cell.unwrap_or_else(|| "-".into())));
     }
     super::print(&table.render(Screen::of(Stream::Stdout)))?;

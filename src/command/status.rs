@@ -29,8 +29,8 @@ const COLUMNS: [Column; 9] = [
     Column::elastic("KEY"),
     Column::fixed("STATE"),
     Column::fixed("FOR"),
-    Column::fixed("LEFT"),
     Column::elastic("WHO"),
+    Column::fixed("LEFT"),
     Column::elastic("PROGRAM"),
     Column::elastic("NOTE"),
     Column::fixed("LEASE"),
@@ -218,7 +218,7 @@ fn row(key: &Key, state: String, who: Option<(String, &Info)>, rest: [Option<Str
     let (program, note) = info.map(|info| (info.program.clone(), info.note.clone())).unwrap_or_default();
     let [left, lease, fence] = rest;
     let cells =
-        [Some(key.to_string()), Some(state), age, left, info.map(ToString::to_string), program, note, lease, fence];
+        [Some(key.to_string()), Some(state), age, info.map(ToString::to_string), left, program, note, lease, fence];
     cells.map(|cell| cell.unwrap_or_else(|| "-".into()))
 }
 
