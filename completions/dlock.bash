@@ -62,7 +62,7 @@ _dlock() {
 
     case "${cmd}" in
         dlock)
-            opts="-S -q -v -h -V --store --store-file --store-timeout --quiet --verbose --log-format --help --version run status unlock fence acquire renew release check guard history metrics completions man"
+            opts="-S -q -v -h -V --store --store-file --config --store-timeout --quiet --verbose --log-format --help --version run status unlock fence acquire renew release check guard history metrics completions man"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -77,6 +77,10 @@ _dlock() {
                     return 0
                     ;;
                 --store-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -96,7 +100,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__acquire)
-            opts="-n -w -E -s -S -q -v -h --nonblock --wait --conflict-exit-code --if-fence --shared --slots --ttl --min-hold --note --json --store --store-file --store-timeout --quiet --verbose --log-format --help"
+            opts="-n -w -E -s -S -q -v -h --nonblock --wait --conflict-exit-code --if-fence --shared --slots --ttl --min-hold --note --json --store --store-file --config --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -150,6 +154,10 @@ _dlock() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --store-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -166,7 +174,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__check)
-            opts="-S -q -v -h --store --store-file --store-timeout --quiet --verbose --log-format --help"
+            opts="-S -q -v -h --store --store-file --config --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -181,6 +189,10 @@ _dlock() {
                     return 0
                     ;;
                 --store-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -200,7 +212,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__completions)
-            opts="-S -q -v -h --store --store-file --store-timeout --quiet --verbose --log-format --help bash elvish fish powershell zsh"
+            opts="-S -q -v -h --store --store-file --config --store-timeout --quiet --verbose --log-format --help bash elvish fish powershell zsh"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -215,6 +227,10 @@ _dlock() {
                     return 0
                     ;;
                 --store-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -234,7 +250,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__fence)
-            opts="-S -q -v -h --store --store-file --store-timeout --quiet --verbose --log-format --help"
+            opts="-S -q -v -h --store --store-file --config --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -249,6 +265,10 @@ _dlock() {
                     return 0
                     ;;
                 --store-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -268,7 +288,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__guard)
-            opts="-S -q -v -h --fence --store --store-file --store-timeout --quiet --verbose --log-format --help"
+            opts="-S -q -v -h --fence --store --store-file --config --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -290,6 +310,10 @@ _dlock() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --store-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -306,7 +330,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__history)
-            opts="-S -q -v -h --json --store --store-file --store-timeout --quiet --verbose --log-format --help"
+            opts="-S -q -v -h --json --store --store-file --config --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -321,6 +345,10 @@ _dlock() {
                     return 0
                     ;;
                 --store-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -340,7 +368,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__man)
-            opts="-S -q -v -h --store --store-file --store-timeout --quiet --verbose --log-format --help"
+            opts="-S -q -v -h --store --store-file --config --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -355,6 +383,10 @@ _dlock() {
                     return 0
                     ;;
                 --store-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -374,7 +406,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__metrics)
-            opts="-S -q -v -h --prefix --store --store-file --store-timeout --quiet --verbose --log-format --help"
+            opts="-S -q -v -h --prefix --store --store-file --config --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -396,6 +428,10 @@ _dlock() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --store-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -412,7 +448,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__release)
-            opts="-S -q -v -h --store --store-file --store-timeout --quiet --verbose --log-format --help"
+            opts="-S -q -v -h --store --store-file --config --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -427,6 +463,10 @@ _dlock() {
                     return 0
                     ;;
                 --store-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -446,7 +486,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__renew)
-            opts="-S -q -v -h --ttl --store --store-file --store-timeout --quiet --verbose --log-format --help"
+            opts="-S -q -v -h --ttl --store --store-file --config --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -468,6 +508,10 @@ _dlock() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --store-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -484,7 +528,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__run)
-            opts="-n -w -E -s -k -S -q -v -h --nonblock --wait --conflict-exit-code --if-fence --shared --slots --ttl --min-hold --note --max-reentry --kill-after --max-run --on-lost --report --store --store-file --store-timeout --quiet --verbose --log-format --help"
+            opts="-n -w -E -s -k -S -q -v -h --nonblock --wait --conflict-exit-code --if-fence --shared --slots --ttl --min-hold --note --max-reentry --kill-after --max-run --on-lost --report --store --store-file --config --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -562,6 +606,10 @@ _dlock() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --store-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -578,7 +626,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__status)
-            opts="-S -q -v -h --prefix --all --json --watch --store --store-file --store-timeout --quiet --verbose --log-format --help"
+            opts="-S -q -v -h --prefix --all --json --watch --store --store-file --config --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -600,6 +648,10 @@ _dlock() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --store-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -616,7 +668,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__unlock)
-            opts="-w -S -q -v -h --lease --wait --force --yes --store --store-file --store-timeout --quiet --verbose --log-format --help"
+            opts="-w -S -q -v -h --lease --wait --force --yes --store --store-file --config --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -643,6 +695,10 @@ _dlock() {
                     return 0
                     ;;
                 --store-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

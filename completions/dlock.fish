@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_dlock_global_optspecs
-    string join \n S/store= store-file= store-timeout= q/quiet v/verbose log-format= h/help V/version
+    string join \n S/store= store-file= config= store-timeout= q/quiet v/verbose log-format= h/help V/version
 end
 
 function __fish_dlock_needs_command
@@ -24,8 +24,9 @@ function __fish_dlock_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c dlock -n "__fish_dlock_needs_command" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_needs_command" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_needs_command" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_needs_command" -l config -d 'The config file (or DLOCK_CONFIG)' -r
 complete -c dlock -n "__fish_dlock_needs_command" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_needs_command" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -59,8 +60,9 @@ complete -c dlock -n "__fish_dlock_using_subcommand run" -l max-run -d 'Stop the
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l on-lost -d 'What a lost lease does to the command: stop or continue [default: stop]' -r -f -a "stop\t'It is stopped'
 continue\t'It goes on; dlock still exits 76'"
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l report -d 'Write to FILE what became of the run, as JSON' -r
-complete -c dlock -n "__fish_dlock_using_subcommand run" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l config -d 'The config file (or DLOCK_CONFIG)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -70,8 +72,9 @@ complete -c dlock -n "__fish_dlock_using_subcommand run" -s q -l quiet -d 'Say n
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l prefix -d 'Only keys that begin so' -r
-complete -c dlock -n "__fish_dlock_using_subcommand status" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand status" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l config -d 'The config file (or DLOCK_CONFIG)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -83,8 +86,9 @@ complete -c dlock -n "__fish_dlock_using_subcommand status" -s v -l verbose -d '
 complete -c dlock -n "__fish_dlock_using_subcommand status" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l lease -d 'Only if this lease holds it: at least the first 8 digits of its id' -r
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s w -l wait -d 'How long the holder may take to stop [default: what is left of its ttl]' -r
-complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l config -d 'The config file (or DLOCK_CONFIG)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -93,8 +97,9 @@ complete -c dlock -n "__fish_dlock_using_subcommand unlock" -l yes -d 'Do not as
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand unlock" -s h -l help -d 'Print help'
-complete -c dlock -n "__fish_dlock_using_subcommand fence" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l config -d 'The config file (or DLOCK_CONFIG)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -108,8 +113,9 @@ complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l slots -d 'Hold i
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l ttl -d 'How long the lease lives unrenewed, at least 500ms [default: 30s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l min-hold -d 'Keep the key taken for at least DUR, even if the command ends sooner' -r
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l note -d 'Shown by status (or DLOCK_NOTE)' -r
-complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l config -d 'The config file (or DLOCK_CONFIG)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -120,24 +126,27 @@ complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s q -l quiet -d 'S
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand acquire" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -l ttl -d 'How long the lease lives from now on, at least 500ms; never less than it would have [default: 30s]' -r
-complete -c dlock -n "__fish_dlock_using_subcommand renew" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand renew" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand renew" -l config -d 'The config file (or DLOCK_CONFIG)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand renew" -s h -l help -d 'Print help'
-complete -c dlock -n "__fish_dlock_using_subcommand release" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand release" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand release" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l config -d 'The config file (or DLOCK_CONFIG)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand release" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand release" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s h -l help -d 'Print help'
-complete -c dlock -n "__fish_dlock_using_subcommand check" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand check" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand check" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l config -d 'The config file (or DLOCK_CONFIG)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand check" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand check" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -145,16 +154,18 @@ complete -c dlock -n "__fish_dlock_using_subcommand check" -s q -l quiet -d 'Say
 complete -c dlock -n "__fish_dlock_using_subcommand check" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand check" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand guard" -l fence -d 'The fence of the lock that the command is run under [default: DLOCK_FENCE]' -r
-complete -c dlock -n "__fish_dlock_using_subcommand guard" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand guard" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand guard" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand guard" -l config -d 'The config file (or DLOCK_CONFIG)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand guard" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand guard" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand guard" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand guard" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand guard" -s h -l help -d 'Print help'
-complete -c dlock -n "__fish_dlock_using_subcommand history" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand history" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand history" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand history" -l config -d 'The config file (or DLOCK_CONFIG)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand history" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand history" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
@@ -163,24 +174,27 @@ complete -c dlock -n "__fish_dlock_using_subcommand history" -s q -l quiet -d 'S
 complete -c dlock -n "__fish_dlock_using_subcommand history" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand history" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand metrics" -l prefix -d 'Only keys that begin so' -r
-complete -c dlock -n "__fish_dlock_using_subcommand metrics" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand metrics" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand metrics" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand metrics" -l config -d 'The config file (or DLOCK_CONFIG)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand metrics" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand metrics" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand metrics" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand metrics" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand metrics" -s h -l help -d 'Print help'
-complete -c dlock -n "__fish_dlock_using_subcommand completions" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l config -d 'The config file (or DLOCK_CONFIG)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s h -l help -d 'Print help'
-complete -c dlock -n "__fish_dlock_using_subcommand man" -s S -l store -d 'Where leases live, say redis://HOST (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand man" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand man" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand man" -l config -d 'The config file (or DLOCK_CONFIG)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand man" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand man" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
 json\t'For programs'"

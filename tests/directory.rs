@@ -204,7 +204,7 @@ fn a_file_that_is_deleted_while_somebody_waits_for_its_mutex_is_not_locked() {
 }
 
 /// A shell with a mount namespace of its own, in the test's directory.
-fn with_mounts(store: &Store, script: &str) -> Option<Done> {
+pub(crate) fn with_mounts(store: &Store, script: &str) -> Option<Done> {
     let mut probe = command("unshare");
     let allowed = probe.args(["-m", "true"]).output().is_ok_and(|output| output.status.success());
     if !allowed && !skipped("mount namespaces cannot be made here") {

@@ -57,8 +57,11 @@ fn a_span_of_time_that_is_none_or_makes_no_sense_is_refused() {
         (&["--ttl", "soon"], "'soon' is not a span of time"),
         (&["--ttl", ""], "'' is not a span of time"),
         (&["-k", "0"], "--kill-after must be more than 0"),
-        (&["-k", "30s"], "--kill-after must be at most two thirds of --ttl"),
-        (&["-k", "20001ms"], "--kill-after must be at most two thirds of --ttl"),
+        (&["-k", "30s"], "the kill-after of 30s (--kill-after) must be at most two thirds of the ttl of 30s (default)"),
+        (
+            &["-k", "8001ms", "--ttl", "12"],
+            "8s 1ms (--kill-after) must be at most two thirds of the ttl of 12s (--ttl)",
+        ),
         (&["-w", "-1"], "negative"),
         (&["-w", "1e3"], "'1e3' is not a span of time"),
         (&["--max-run", "0"], "--max-run must be more than 0"),

@@ -132,6 +132,23 @@ fn the_alert_rules_speak_of_metrics_that_there_are() {
     }
 }
 
+#[test]
+fn the_config_file_can_be_read_and_its_names_mean_stores() {
+    let store = Store::new();
+    let blocks = blocks("toml");
+    assert_eq!(blocks.len(), 1);
+    fs::write(store.path("config.toml"), &blocks[0]).expect("a config file");
+    fs::write(store.path("prod.url"), store.url()).expect("a URL file");
+    let mut dlock = command(DLOCK);
+    dlock.args(["run", "k", "--", "echo", "in"]).env("DLOCK_CONFIG", store.path("config.toml"));
+    finish(&mut dlock).is(0, "in\n", "");
+    assert!(store.keeps("k"));
+    // There is no such server.
+    let mut dlock = command(DLOCK);
+    dlock.args(["-S", "lab", "--store-timeout", "0.1", "fence", "k"]).env("DLOCK_CONFIG", store.path("config.toml"));
+    finish(&mut dlock).says(if cfg!(feature = "redis") { 69 } else { 78 }, &["redis"]);
+}
+
 #[cfg(feature = "redis")]
 #[test]
 fn the_examples_for_redis_run_to_their_end() {

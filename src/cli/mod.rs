@@ -39,12 +39,15 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// Where leases live, say redis://HOST (or DLOCK_STORE)
+    /// Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)
     #[arg(short = 'S', long, global = true, value_name = "URL", conflicts_with = "store_file")]
     pub store: Option<OsString>,
     /// Read that URL from FILE (or DLOCK_STORE_FILE)
     #[arg(long, global = true, value_name = "FILE")]
     pub store_file: Option<OsString>,
+    /// The config file (or DLOCK_CONFIG)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<OsString>,
     /// How long to try an unreachable store [default: 10s]
     #[arg(long, global = true, value_name = "DUR")]
     pub store_timeout: Option<String>,

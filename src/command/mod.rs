@@ -91,12 +91,12 @@ fn print(text: &str) -> Result<(), Failure> {
 
 /// Opens the store.
 fn open(settings: &Settings, intent: Intent) -> Result<Arc<dyn Store>, Failure> {
-    Ok(store::open(&settings.store, intent, settings.store_timeout.min(holder::REQUEST))?)
+    Ok(store::open(&settings.store.value, intent, settings.store_timeout.value.min(holder::REQUEST))?)
 }
 
 /// Asks the store for something, for as long as one that cannot be reached is to be tried.
 fn ask<T>(settings: &Settings, work: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    holder::patiently(settings.store_timeout, work)
+    holder::patiently(settings.store_timeout.value, work)
 }
 
 impl From<StoreError> for Failure {

@@ -16,7 +16,7 @@ pub(super) fn release(release: &cli::Mine, settings: &Settings) -> Result<Ending
         return Ok(mine::not_yours(&key, lease));
     }
     let ending = model::Ending::default();
-    match holder::release(&*store, &key, lease, Some(&ending), settings.store_timeout)? {
+    match holder::release(&*store, &key, lease, Some(&ending), settings.store_timeout.value)? {
         Released::NotYours => Ok(mine::not_yours(&key, lease)),
         _ => Ok(Ending::OK),
     }

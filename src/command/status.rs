@@ -71,7 +71,7 @@ fn watch(which: Which, json: bool, settings: &Settings) -> Result<Ending, Failur
         which: which.clone(),
         json,
         identity: super::open(settings, Intent::Look)?.identity().to_owned(),
-        patience: settings.store_timeout,
+        patience: settings.store_timeout.value,
         records: BTreeMap::new(),
         clock: None,
         silent: None,

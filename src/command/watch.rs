@@ -100,7 +100,7 @@ pub(super) fn follow(
     which: Which,
     news: impl FnMut(News) -> bool + Send + 'static,
 ) -> io::Result<()> {
-    let follower = Follower { url: settings.store.clone(), patience: settings.store_timeout, which };
+    let follower = Follower { url: settings.store.value.clone(), patience: settings.store_timeout.value, which };
     signal::unheard(|| thread::Builder::new().name("follower".into()).spawn(move || follower.run(news)))?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::Settings;
+use crate::config::{Origin, Settings};
 use crate::model::{Hold, Info, Key, Stamp};
 use crate::store::Store;
 
@@ -78,7 +78,7 @@ fn others(holders: &[Hold]) -> String {
 
 /// Where that is, if nobody named the store: a default directory may not be the one that was meant.
 pub(super) fn place(settings: &Settings, store: &dyn Store) -> String {
-    if settings.is_default { format!(" in {}", store.describe()) } else { String::new() }
+    if settings.store.from == Origin::Default { format!(" in {}", store.describe()) } else { String::new() }
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@ use std::env;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use super::{RunPlan, Settings, config, default_directory};
+use super::origin::Setting;
+use super::store::default_directory;
+use super::{RunPlan, Settings, config};
 use crate::cli;
 use crate::exit::Failure;
 use crate::model::Fence;
@@ -33,16 +35,15 @@ impl GuardPlan {
     /// [`Failure`] with 64 or 78.
     pub fn read(guard: cli::Guard, global: &cli::Global) -> Result<Self, Failure> {
         let mut settings = Settings::read(global)?;
-        if settings.store.directory().is_none() {
+        if settings.store.value.directory().is_none() {
             if global.store.is_some() || global.store_file.is_some() {
                 let words = "guard remembers fences on this machine; name a directory with '--store file:DIR'";
                 return Err(config(words));
             }
             // A run around this one says where its lock is. That is not where the resource is.
-            settings.store = Url::File(default_directory()?);
-            settings.is_default = true;
+            settings.store = Setting::default(Url::File(default_directory()?));
         }
-        let directory = settings.store.directory().map(PathBuf::from).unwrap_or_default();
+        let directory = settings.store.value.directory().map(PathBuf::from).unwrap_or_default();
         let fence = match (guard.fence, env::var_os(FENCE)) {
             (Some(text), _) => read("--fence", &text),
             (None, Some(text)) => read(FENCE, &text),

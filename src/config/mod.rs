@@ -1,45 +1,47 @@
-//! What was typed, and what the environment says, made into what it means. All errors of a command line
-//! are found here, before anything is touched.
+//! What was typed, what the environment says and what stands in the config file, made into what it means. All
+//! errors of these are found here, before anything is touched.
 
+mod file;
 mod guard;
 mod held;
+mod origin;
 mod plan;
+mod secret;
 mod span;
+mod store;
 
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
-
-use nix::unistd::geteuid;
 
 pub use self::guard::GuardPlan;
 pub use self::held::Held;
-pub use self::plan::{RunPlan, Terms, info, ttl};
+pub use self::origin::{Origin, Setting};
+pub use self::plan::{RunPlan, Terms, info};
 pub use self::span::span;
 use crate::cli::{self, LogFormat};
 use crate::exit::{Code, Failure};
 use crate::model::{Key, LeaseId};
 use crate::output::{Format, Verbosity};
 use crate::store::Url;
-use crate::sys;
-
-/// The variables that name the store: its URL, or a file that holds the URL.
-const URL: &str = "DLOCK_STORE";
-const URL_FILE: &str = "DLOCK_STORE_FILE";
 
 /// What goes for every verb.
 #[derive(Clone)]
 pub struct Settings {
     /// The store.
-    pub store: Url,
-    /// Whether nobody named it.
-    pub is_default: bool,
-    /// The variables that name the store for commands inside, and their values; one of them has none.
-    pub handed_on: [(&'static str, Option<OsString>); 2],
+    pub store: Setting<Url>,
+    /// The variables that tell commands inside of the store and of the config file; without a value they are
+    /// removed.
+    pub handed_on: [(&'static str, Option<OsString>); 3],
     /// How long to try a store that cannot be reached.
-    pub store_timeout: Duration,
+    pub store_timeout: Setting<Duration>,
+    /// The config file, if one was read.
+    pub config: Option<Setting<PathBuf>>,
+    /// What the config file says of the lease.
+    ttl: Option<Setting<Duration>>,
+    kill_after: Option<Setting<Duration>>,
 }
 
 /// How much to say.
@@ -62,113 +64,87 @@ pub fn format(form: LogFormat) -> Format {
 }
 
 impl Settings {
-    /// Where the store is: by flag, else by the environment, else the default directory.
+    /// What was decided: by flag, else by the environment, else by the config file, else by default.
     ///
     /// # Errors
     /// [`Failure`] with 64 or 78.
     pub fn read(global: &cli::Global) -> Result<Self, Failure> {
-        let store_timeout = match &global.store_timeout {
-            Some(text) => span::positive("--store-timeout", text)?,
-            None => Duration::from_secs(10),
-        };
-        let named = Named::find(global)?;
         // One that was deleted matters to a relative path only, and then the store cannot be opened.
         let here = env::current_dir().unwrap_or_default();
-        let is_default = named.is_none();
-        let store = match &named {
-            Some(Named::Url(url, whence)) => url_of(url, &here).map_err(|why| config(format!("{whence}: {why}")))?,
-            Some(Named::File(file)) => from_file(&here.join(file), &here)?,
-            None => Url::File(default_directory()?),
+        let store_timeout = flag("--store-timeout", global.store_timeout.as_deref(), span::positive)?;
+        let file = file::File::find(global.config.as_deref(), &here)?;
+        let (store, [text, url_file]) = store::find(global, file.as_ref(), &here)?;
+        let in_file = |read: fn(&file::File) -> Option<Duration>| {
+            let file = file.as_ref()?;
+            Some(Setting { value: read(file)?, from: file.origin() })
         };
-        let handed_on = match named {
-            Some(Named::File(file)) => [(URL, None), (URL_FILE, Some(here.join(file).into_os_string()))],
-            _ => [(URL, Some(store.text())), (URL_FILE, None)],
-        };
-        Ok(Self { store, is_default, handed_on, store_timeout })
+        let store_timeout = store_timeout.or_else(|| in_file(|file| file.store_timeout));
+        let (ttl, kill_after) = (in_file(|file| file.ttl), in_file(|file| file.kill_after));
+        let config = file.map(|file| file.path);
+        let path = config.as_ref().map(|path| path.value.clone().into_os_string());
+        Ok(Self {
+            store,
+            handed_on: [(file::VARIABLE, path), text, url_file],
+            store_timeout: store_timeout.unwrap_or_else(|| Setting::default(Duration::from_secs(10))),
+            config,
+            ttl,
+            kill_after,
+        })
+    }
+
+    /// How long a lease counts, where `--ttl` says `typed`.
+    ///
+    /// # Errors
+    /// [`Failure`] with 64.
+    pub fn ttl(&self, typed: Option<&str>) -> Result<Setting<Duration>, Failure> {
+        let decided = flag("--ttl", typed, plan::long_enough)?.or_else(|| self.ttl.clone());
+        Ok(decided.unwrap_or_else(|| Setting::default(Duration::from_secs(30))))
+    }
+
+    /// From SIGTERM to SIGKILL, where `--kill-after` says `typed`, for a lease of `ttl`.
+    ///
+    /// # Errors
+    /// [`Failure`] with 64, or with 78 if the config file alone is at fault.
+    pub fn kill_after(&self, typed: Option<&str>, ttl: &Setting<Duration>) -> Result<Setting<Duration>, Failure> {
+        let decided = flag("--kill-after", typed, span::positive)?.or_else(|| self.kill_after.clone());
+        let decided = decided.unwrap_or_else(|| Setting::default((ttl.value / 3).min(Duration::from_secs(5))));
+        // What is left is for three beats.
+        if decided.value <= ttl.value * 2 / 3 {
+            return Ok(decided);
+        }
+        let show =
+            |setting: &Setting<Duration>| format!("{} ({})", humantime::format_duration(setting.value), setting.from);
+        let words =
+            format!("the kill-after of {} must be at most two thirds of the ttl of {}", show(&decided), show(ttl));
+        let was_typed = [&decided.from, &ttl.from].iter().any(|from| matches!(from, Origin::Flag(_)));
+        Err(if was_typed { Failure::usage(words) } else { config(words) })
     }
 }
 
-/// How somebody named the store.
-enum Named {
-    /// By its URL, and where that stands.
-    Url(OsString, &'static str),
-    /// By a file that holds the URL.
-    File(OsString),
-}
-
-impl Named {
-    fn find(global: &cli::Global) -> Result<Option<Self>, Failure> {
-        match (&global.store, &global.store_file) {
-            // One may stand before the verb and one behind it.
-            (Some(_), Some(_)) => return Err(Failure::usage("--store and --store-file cannot be used together")),
-            (Some(url), None) => return Ok(Some(Self::Url(url.clone(), "--store"))),
-            (None, Some(file)) => return Ok(Some(Self::File(file.clone()))),
-            (None, None) => {}
-        }
-        let (url, file) = (env::var_os(URL), env::var_os(URL_FILE));
-        for (name, value) in [(URL, &url), (URL_FILE, &file)] {
-            // A secret that a pipeline did not get would make a lock of this machine alone.
-            if value.as_ref().is_some_and(|value| value.is_empty()) {
-                return Err(config(format!("{name} is set, but empty; unset it to lock on this machine alone")));
-            }
-        }
-        match (url, file) {
-            (Some(_), Some(_)) => Err(config(format!("{URL} and {URL_FILE} are both set; unset one of them"))),
-            (Some(url), None) => Ok(Some(Self::Url(url, URL))),
-            (None, Some(file)) => Ok(Some(Self::File(file))),
-            (None, None) => Ok(None),
-        }
-    }
-}
-
-/// Without the value that is handed on, which may hold a password.
+/// Without the values that are handed on, one of which may hold a password.
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { store, is_default, handed_on: _, store_timeout } = self;
+        let Self { store, handed_on: _, store_timeout, config, ttl, kill_after } = self;
         let mut shown = f.debug_struct("Settings");
-        shown.field("store", store).field("is_default", is_default).field("store_timeout", store_timeout);
+        shown.field("store", store).field("store_timeout", store_timeout).field("config", config);
+        shown.field("ttl", ttl).field("kill_after", kill_after);
         shown.finish_non_exhaustive()
     }
 }
 
-fn url_of(text: &OsStr, here: &Path) -> Result<Url, String> {
-    if let Some(text) = text.to_str() {
-        return Url::parse(text, here).map_err(|error| error.to_string());
-    }
-    // A directory may have any name.
-    let bytes = std::os::unix::ffi::OsStrExt::as_bytes(text);
-    match bytes.strip_prefix(b"file:") {
-        Some(path) => Ok(Url::File(here.join(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(path)))),
-        None => Err("the URL is not UTF-8".into()),
-    }
+/// What a flag says, read by its `meaning`.
+fn flag<T>(
+    name: &'static str,
+    typed: Option<&str>,
+    meaning: impl Fn(&str, &str) -> Result<T, String>,
+) -> Result<Option<Setting<T>>, Failure> {
+    let value = typed.map(|text| meaning(name, text)).transpose().map_err(Failure::usage)?;
+    Ok(value.map(|value| Setting { value, from: Origin::Flag(name) }))
 }
 
-fn from_file(file: &Path, here: &Path) -> Result<Url, Failure> {
-    let text = std::fs::read_to_string(file);
-    let text = text.map_err(|error| {
-        config(format!("cannot read the store's URL from '{}': {}", file.display(), sys::words(&error)))
-    })?;
-    let is_wrong = |why: &str| config(format!("'{}': {why}", file.display()));
-    // Some editors begin a file with a mark of its encoding.
-    let url = text.trim_start_matches('\u{feff}').trim();
-    if url.is_empty() || url.lines().count() > 1 {
-        return Err(is_wrong("it must hold one line, the store's URL"));
-    }
-    // It may be a password alone, so it is not repeated.
-    if !url.contains(':') {
-        return Err(is_wrong("what it holds is no store URL, as 'redis://HOST' is"));
-    }
-    Url::parse(url, here).map_err(|error| is_wrong(&error.to_string()))
-}
-
-fn default_directory() -> Result<PathBuf, Failure> {
-    if geteuid().is_root() {
-        return Ok("/var/lib/dlock".into());
-    }
-    let set = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = set("XDG_STATE_HOME").or_else(|| set("HOME").map(|home| home.join(".local/state")));
-    let state = state.ok_or_else(|| config("HOME is not set; name a directory with '--store file:DIR'"))?;
-    Ok(state.join("dlock"))
+/// The path that a variable holds, unless it is relative: such a one means nothing (XDG Base Directory).
+fn absolute(value: Option<OsString>) -> Option<PathBuf> {
+    value.map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
 /// Reads a key.

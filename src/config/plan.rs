@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::unistd::{User, geteuid, gethostname};
 
 use super::span::{positive, span};
-use super::{Settings, key};
+use super::{Settings, flag, key};
 use crate::child::{Policy, Program};
 use crate::cli::{self, OnLost};
 use crate::exit::{Code, Failure};
@@ -82,8 +82,8 @@ impl Terms {
         Ok(Self {
             key,
             mode,
-            ttl: ttl(terms.ttl.as_deref())?,
-            limits: Limits { wait, store: settings.store_timeout },
+            ttl: settings.ttl(terms.ttl.as_deref())?.value,
+            limits: Limits { wait, store: settings.store_timeout.value },
             conflict: terms.conflict_exit_code.unwrap_or(Code::Busy.number()),
             if_fence: terms.if_fence.map(Fence),
             min_hold: terms.min_hold.map_or(Ok(Duration::ZERO), |text| span("--min-hold", &text))?,
@@ -104,35 +104,27 @@ impl RunPlan {
         let name = name.ok_or_else(|| Failure::usage("the command has no name"))?;
         let program = Program { name, args: words.collect() };
         let program_name = Path::new(&program.name).file_name().unwrap_or(&program.name);
+        let ttl = settings.ttl(run.terms.ttl.as_deref())?;
+        let kill_after = settings.kill_after(run.kill_after.as_deref(), &ttl)?.value;
         let terms = Terms::read(key, run.terms, Some(program_name.to_string_lossy().into_owned()), settings)?;
-        let ttl = terms.ttl;
-        let shorter = (ttl / 3).min(Duration::from_secs(5));
-        let kill_after = run.kill_after.map_or(Ok(shorter), |text| positive("--kill-after", &text))?;
-        // What is left is for three beats.
-        if kill_after > ttl * 2 / 3 {
-            return Err(Failure::usage("--kill-after must be at most two thirds of --ttl"));
-        }
         Ok(Self {
-            beat: ttl.saturating_sub(kill_after) / 3,
+            beat: ttl.value.saturating_sub(kill_after) / 3,
             terms,
             program,
             max_reentry: run.max_reentry.unwrap_or(16),
             policy: Policy {
                 stop_when_lost: run.on_lost.unwrap_or_default() == OnLost::Stop,
                 kill_after,
-                max_run: run.max_run.map(|text| positive("--max-run", &text)).transpose()?,
+                max_run: flag("--max-run", run.max_run.as_deref(), positive)?.map(|max_run| max_run.value),
             },
         })
     }
 }
 
 /// Reads how long a lease counts.
-///
-/// # Errors
-/// [`Failure`] with 64.
-pub fn ttl(text: Option<&str>) -> Result<Duration, Failure> {
-    let ttl = text.map_or(Ok(Duration::from_secs(30)), |text| positive("--ttl", text))?;
-    if ttl < MIN_TTL { Err(Failure::usage("--ttl must be at least 500ms")) } else { Ok(ttl) }
+pub(super) fn long_enough(name: &str, text: &str) -> Result<Duration, String> {
+    let ttl = positive(name, text)?;
+    if ttl < MIN_TTL { Err(format!("{name} must be at least 500ms")) } else { Ok(ttl) }
 }
 
 /// Who we are, for people.

@@ -12,8 +12,12 @@ const MAX_SPAN: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// # Errors
 /// [`Failure`] with 64 that names `option`.
 pub fn span(option: &str, text: &str) -> Result<Duration, Failure> {
-    let bad =
-        |why: &str| Failure::usage(format!("{option} '{text}' is not a span of time like '30s' or '1h 30m': {why}"));
+    parse(option, text).map_err(Failure::usage)
+}
+
+/// The same, whoever wrote it: the error is told in words.
+fn parse(name: &str, text: &str) -> Result<Duration, String> {
+    let bad = |why: &str| format!("{name} '{text}' is not a span of time like '30s' or '1h 30m': {why}");
     let bare = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     let span = if bare {
         let seconds = text.parse::<f64>().map_err(|_| bad("it is not a number"))?;
@@ -27,9 +31,9 @@ pub fn span(option: &str, text: &str) -> Result<Duration, Failure> {
 }
 
 /// The same, but more than nothing.
-pub(super) fn positive(option: &str, text: &str) -> Result<Duration, Failure> {
-    let span = span(option, text)?;
-    if span.is_zero() { Err(Failure::usage(format!("{option} must be more than 0"))) } else { Ok(span) }
+pub(super) fn positive(name: &str, text: &str) -> Result<Duration, String> {
+    let span = parse(name, text)?;
+    if span.is_zero() { Err(format!("{name} must be more than 0")) } else { Ok(span) }
 }
 
 #[cfg(test)]

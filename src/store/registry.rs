@@ -89,6 +89,20 @@ impl Url {
         }
     }
 
+    /// Whether a text that may be a URL holds a password: behind a user's name, or as a parameter.
+    #[must_use]
+    pub fn holds_password(text: &str) -> bool {
+        let Some((_, rest)) = text.split_once("://") else { return false };
+        let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let login = address.split('/').next().and_then(|authority| authority.rsplit_once('@'));
+        let behind_user =
+            login.and_then(|(login, _)| login.split_once(':')).is_some_and(|(_, password)| !password.is_empty());
+        behind_user
+            || query
+                .split('&')
+                .any(|parameter| parameter.strip_prefix("password=").is_some_and(|password| !password.is_empty()))
+    }
+
     /// The URL itself, paths absolute. It may hold a password.
     #[must_use]
     pub fn text(&self) -> OsString {
@@ -141,3 +155,28 @@ impl fmt::Display for BadUrl {
 }
 
 impl std::error::Error for BadUrl {}
+
+#[cfg(test)]
+mod tests {
+    use super::Url;
+
+    #[test]
+    fn a_password_is_seen_in_any_url() {
+        for text in
+            ["redis://:x@h", "rediss://u:x@h:1/2?ca=f", "postgres://u:x@h1,h2/db", "redis+unix:///s?db=1&password=x"]
+        {
+            assert!(Url::holds_password(text), "{text}");
+        }
+        for text in [
+            "",
+            "file:/a:b@c",
+            "file:///a:b@c",
+            "redis://h:1/0",
+            "redis://u@h:1",
+            "redis://:@h",
+            "redis+unix:///s?password=",
+        ] {
+            assert!(!Url::holds_password(text), "{text}");
+        }
+    }
+}

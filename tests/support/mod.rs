@@ -233,6 +233,8 @@ pub(crate) fn command(program: &str) -> Command {
             command.env_remove(name);
         }
     }
+    // The machine may have a config file, and so may its user.
+    command.env("DLOCK_CONFIG", "/dev/null").env("HOME", "/nonexistent").env_remove("XDG_CONFIG_HOME");
     let prepare = || {
         // A shell that runs the tests in its background has these ignored, and so would dlock.
         for heard in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {

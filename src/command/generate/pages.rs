@@ -213,9 +213,10 @@ pub(super) const COMMON: [(&str, &str); 6] = [
     ("78", "bad configuration, a store URL that cannot be understood"),
 ];
 
-pub(super) const ENVIRONMENT: [(&str, &str); 9] = [
-    ("DLOCK_STORE", "the store, unless --store says otherwise"),
+pub(super) const ENVIRONMENT: [(&str, &str); 11] = [
+    ("DLOCK_STORE", "the store, its URL or its name in the config file, unless --store says otherwise"),
     ("DLOCK_STORE_FILE", "a file with the store's URL, so that a password stands in no argument list"),
+    ("DLOCK_CONFIG", "the config file, unless --config says otherwise"),
     ("DLOCK_NOTE", "what --note says"),
     (
         "DLOCK_KEY, DLOCK_LEASE, DLOCK_FENCE",
@@ -223,12 +224,20 @@ pub(super) const ENVIRONMENT: [(&str, &str); 9] = [
     ),
     ("DLOCK_HELD", "set for the command: what all enclosing runs hold, for entering again"),
     ("XDG_STATE_HOME", "where the default directory is, unless root runs dlock"),
-    ("HOME", "where it is without XDG_STATE_HOME: in .local/state"),
+    ("XDG_CONFIG_HOME", "where the config file of a user is: in dlock/config.toml"),
+    ("HOME", "where these are without XDG_STATE_HOME and XDG_CONFIG_HOME: in .local/state and .config"),
     ("PATH", "where the command is looked for"),
     ("NO_COLOR", "if it is set and not empty, no text is bold or coloured"),
 ];
 
-pub(super) const FILES: [(&str, &str); 2] = [
+pub(super) const FILES: [(&str, &str); 4] = [
+    (
+        "~/.config/dlock/config.toml",
+        "the config file, in TOML: 'store' (a URL or a name), 'ttl', 'kill_after' and 'store_timeout' are what \
+         the flags say, which come first; [stores.NAME] with 'url' or 'url_file' names a store. Relative paths \
+         start where the file is",
+    ),
+    ("/etc/dlock.toml", "the config file, if that one is not there; only one is read"),
     ("/var/lib/dlock", "the default directory for root"),
     ("~/.local/state/dlock", "the default directory for others"),
 ];
