@@ -210,9 +210,9 @@ fn changes_for_programs(store: &Store) {
         lines.push(as_json(&line));
     };
     next(&mut watcher);
-    let id = store.run(&["acquire", "k", "--ttl", "1h"]).stdout;
+    let holder = store.hold("k");
     next(&mut watcher);
-    store.run(&["release", "k", id.trim()]).is(0, "", "");
+    holder.finish().is(0, "", "");
     next(&mut watcher);
     is_as_kept!(store, "status_watch_json", lines.join("\n"));
 }
