@@ -17,6 +17,7 @@ on_every_store![
     with_verbose_a_wait_is_told_without_a_terminal,
     a_table_fits_the_terminal,
     a_table_that_is_watched_changes_with_what_it_shows,
+    unlock_shows_the_holder_and_asks,
 ];
 
 fn waits(store: &Store, columns: u16, args: &[&str]) -> Terminal {
@@ -171,6 +172,28 @@ fn a_table_that_is_watched_changes_with_what_it_shows(store: &Store) {
     terminal.await_screen(|screen| !screen.contains("short"));
     terminal.types("\u{3}");
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&terminal.ends()), Some(Signal::SIGINT as i32));
+}
+
+fn unlock_shows_the_holder_and_asks(store: &Store) {
+    let holder = store.holding("k", &["--note", "why"], "echo ready; cat >/dev/null");
+    let mut asked = waits(store, 120, &["unlock", "k"]);
+    let screen = asked.await_screen(|screen| screen.contains("stop and unlock it? [y/N]"));
+    let who = format!("pid {} (", holder.child.id());
+    assert!(
+        screen.starts_with("dlock: 'k' is held by ") && screen.contains(&who) && screen.contains("'why'"),
+        "{screen}"
+    );
+    asked.types("\n");
+    assert_eq!(asked.ends().code(), Some(75), "who only presses Enter has not said yes");
+    assert_eq!(store.status("k")["holders"][0]["revoked"], false);
+    let mut asked = waits(store, 120, &["unlock", "k"]);
+    asked.await_screen(|screen| screen.contains("[y/N]"));
+    asked.types("y\n");
+    assert!(asked.ends().success());
+    holder.finish().says(76, &["'k' was unlocked by"]);
+    let mut free = waits(store, 120, &["unlock", "k"]);
+    assert_eq!(free.ends().code(), Some(1));
+    assert_eq!(free.screen(), "dlock: 'k' is free");
 }
 
 mod watched_by_programs {
