@@ -64,7 +64,7 @@ fn parse_and_perform(args: &[OsString]) -> Ending {
 
 fn perform(cli: cli::Cli) -> Result<Ending, Failure> {
     match cli.verb {
-        Verb::Run(run) => report::run_and_report(run, &cli.global),
+        Verb::Run(run) => run::run(run, &cli.global),
         Verb::Status(status) => status::status(&status, &Settings::read(&cli.global)?),
         Verb::Unlock(unlock) => unlock::unlock(&unlock, &Settings::read(&cli.global)?),
         Verb::Fence(fence) => fence::fence(&fence, &Settings::read(&cli.global)?),

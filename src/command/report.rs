@@ -17,8 +17,6 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use super::json::{SCHEMA, add, hold_json, info, millis, rfc3339};
-use super::run;
-use crate::cli;
 use crate::clock::Moment;
 use crate::config::{self, RunPlan};
 use crate::event::Status;
@@ -66,20 +64,25 @@ pub(super) struct Course {
     holders: Option<Vec<Value>>,
 }
 
-/// Does a run, and reports on it if that is wanted.
-pub(super) fn run_and_report(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure> {
+/// Does the `work` of a run on `key`, and reports on it to the file that is named.
+pub(super) fn reported(
+    file: Option<&OsStr>,
+    key: &OsStr,
+    work: impl FnOnce(&mut Course) -> Result<Ending, Failure>,
+) -> Result<Ending, Failure> {
     let mut course = Course::default();
-    let Some(file) = run.report.clone() else { return run::run(run, global, &mut course) };
+    let Some(file) = file else { return work(&mut course) };
+    let file = Path::new(file);
     let cannot = |error: &io::Error| format!("cannot write the report '{}': {}", file.display(), sys::words(error));
-    let place = Place::find(&file).map_err(|error| Failure::new(Code::CannotCreate, cannot(&error)))?;
+    let place = Place::find(file.as_os_str()).map_err(|error| Failure::new(Code::CannotCreate, cannot(&error)))?;
     let (started, dlock) = (SystemTime::now(), process::id());
-    let key = run.key.to_string_lossy().into_owned();
-    let done = panic::catch_unwind(AssertUnwindSafe(|| run::run(run, global, &mut course)));
+    let done = panic::catch_unwind(AssertUnwindSafe(|| work(&mut course)));
     // The guardian comes by here, too, at the end of its work.
     if process::id() == dlock {
         let bug = Err(Failure::new(Code::Bug, "a bug in dlock"));
         let mut report = course.told(done.as_ref().unwrap_or(&bug));
-        let times = json!({ "key": key, "started": rfc3339(started), "ended": rfc3339(SystemTime::now()) });
+        let times =
+            json!({ "key": key.to_string_lossy(), "started": rfc3339(started), "ended": rfc3339(SystemTime::now()) });
         add(&mut report, &times);
         if let Err(error) = place.write(&output::clean_json(&format!("{report:#}\n"))) {
             log::error!("{}", cannot(&error));

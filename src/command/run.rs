@@ -1,15 +1,20 @@
 //! `dlock run`.
 
 use super::attend::Ready;
-use super::report::Course;
+use super::report::{self, Course};
 use crate::child::Environment;
 use crate::cli;
 use crate::config::{Held, RunPlan, Settings};
 use crate::exit::{Ending, Failure};
 use crate::store::Intent;
 
-/// Holds a key while a command runs. The `course` that this takes is for a report.
-pub(super) fn run(run: cli::Run, global: &cli::Global, course: &mut Course) -> Result<Ending, Failure> {
+/// Holds a key while a command runs, and reports on it if that is wanted.
+pub(super) fn run(run: cli::Run, global: &cli::Global) -> Result<Ending, Failure> {
+    let (file, key) = (run.report.clone(), run.key.clone());
+    report::reported(file.as_deref(), &key, |course| hold(run, global, course))
+}
+
+fn hold(run: cli::Run, global: &cli::Global, course: &mut Course) -> Result<Ending, Failure> {
     let settings = Settings::read(global)?;
     let plan = RunPlan::read(run, &settings)?;
     course.planned(&plan);
