@@ -235,7 +235,7 @@ fn words_about_a_key_that_is_taken(store: &Store) {
 fn words_about_what_became_of_a_run(store: &Store) {
     let unlocked = store.hold("k");
     store.run(&["unlock", "--yes", "k"]).is(0, "", "");
-    let forced = store.holding("k", &["--ttl", "1s"], "echo ready; cat >/dev/null");
+    let forced = store.holding("k", &["--ttl", "1s"], "echo ready; exec sleep 1000");
     store.await_listening(&forced);
     store.run(&["unlock", "--yes", "--force", "k"]).is(0, "", "");
     let say = |args: &[&str]| store.run(args).stderr;
