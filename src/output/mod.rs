@@ -17,7 +17,7 @@ pub use log::Level;
 
 pub use self::screen::{Screen, Stream};
 pub use self::table::{Column, Fit, Line, Table};
-pub use self::text::{clean, clean_json, clip, width};
+pub use self::text::{clean, clean_json, clip, width, wrap};
 
 struct Stderr;
 

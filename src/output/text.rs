@@ -86,9 +86,26 @@ pub fn clip(text: &str, room: usize) -> String {
     cut
 }
 
+/// The text in lines of at most so many columns, broken at blanks; a word that is longer has a line of its own.
+#[must_use]
+pub fn wrap(text: &str, room: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    for word in text.split(' ') {
+        if !line.is_empty() && width(&line) + 1 + width(word) > room {
+            lines.push(std::mem::take(&mut line));
+        } else if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    lines.push(line);
+    lines
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{clean, clean_json, clip, width};
+    use super::{clean, clean_json, clip, width, wrap};
 
     #[test]
     fn what_could_play_tricks_on_a_terminal_is_spelled_out() {
@@ -117,6 +134,15 @@ mod tests {
     fn text_is_as_wide_as_it_shows() {
         assert_eq!(["", "abc", "é", "e\u{301}", "東京", "…"].map(width), [0, 3, 1, 1, 4, 1]);
         assert_eq!(["😀", "❤\u{fe0f}"].map(width), [2, 2]);
+    }
+
+    #[test]
+    fn text_is_wrapped_at_blanks_and_no_word_is_lost() {
+        assert_eq!(wrap("it is a text", 7), ["it is a", "text"]);
+        assert_eq!(wrap("a 東京都 b", 7), ["a", "東京都", "b"], "as wide as it shows");
+        assert_eq!(wrap("a longer-than-that b", 7), ["a", "longer-than-that", "b"]);
+        assert_eq!(wrap("", 7), [""]);
+        assert_eq!(wrap("a b", usize::MAX), ["a b"]);
     }
 
     #[test]
