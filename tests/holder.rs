@@ -14,7 +14,7 @@ use dlock::holder::{self, Acquired, Lease, Limits};
 use dlock::model::{
     Ask, Clock, Fence, Info, Key, LeaseId, LevelId, Mode, Patience, Record, Released, Role, Stamp, Ticket,
 };
-use dlock::store::{Capabilities, Ledger, Observer, Register, Store, StoreError, Trouble, Watch};
+use dlock::store::{Capabilities, Examination, Ledger, Observer, Register, Store, StoreError, Trouble, Watch};
 use nix::sys::signal::Signal;
 
 /// Short, so that tests are; long enough for a machine that does other things, too.
@@ -93,6 +93,10 @@ impl Register for Memory {
 
     fn ask_clock(&self) -> Result<Stamp, StoreError> {
         Ok(Now.now())
+    }
+
+    fn examine(&self) -> Result<Examination, StoreError> {
+        Ok(Examination::default())
     }
 
     fn observe(&self, _: Option<&Key>) -> Result<Box<dyn Observer>, StoreError> {

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Capabilities, Observer, Register, Scope, Store, StoreError, Watch};
+use super::{Capabilities, Examination, Observer, Register, Scope, Store, StoreError, Watch};
 use crate::model::{
     Answer, Ask, Ending, Fence, Info, Key, LeaseId, LevelId, Passage, Patience, Record, Released, Renewed, Stamp,
     Unlocked,
@@ -81,6 +81,10 @@ impl<R: Register> Store for Ledger<R> {
 
     fn ask_clock(&self) -> Result<Stamp, StoreError> {
         self.0.ask_clock()
+    }
+
+    fn examine(&self) -> Result<Examination, StoreError> {
+        self.0.examine()
     }
 
     fn list(&self, _: Scope) -> Result<Vec<Key>, StoreError> {

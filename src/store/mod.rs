@@ -4,6 +4,7 @@
 //! changes it as a whole; [`Ledger`] makes a `Store` of it by running the law of [`crate::model`] inside
 //! [`Register::transact`].
 
+mod examine;
 mod file;
 mod ledger;
 #[cfg(feature = "redis")]
@@ -15,6 +16,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+pub use examine::{Examination, Finding, Severity};
 pub use file::FileRegister;
 pub use ledger::Ledger;
 #[cfg(feature = "redis")]
@@ -97,6 +99,13 @@ pub trait Store: Send + Sync {
     /// [`StoreError`].
     fn ask_clock(&self) -> Result<Stamp, StoreError>;
 
+    /// Looks whether the store can be trusted with locks, beyond what keeps it from being used at all. Changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn examine(&self) -> Result<Examination, StoreError>;
+
     /// The keys that have a record, sorted. Those that are neither held nor waited for may be missing where the
     /// scope does not need them.
     ///
@@ -160,6 +169,12 @@ pub trait Register: Send + Sync {
     /// # Errors
     /// [`StoreError`].
     fn ask_clock(&self) -> Result<Stamp, StoreError>;
+
+    /// See [`Store::examine`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn examine(&self) -> Result<Examination, StoreError>;
 
     /// See [`Store::list`].
     ///

@@ -103,6 +103,16 @@ impl Url {
                 .any(|parameter| parameter.strip_prefix("password=").is_some_and(|password| !password.is_empty()))
     }
 
+    /// What [`Store::identity`] says, even of a store that cannot be opened.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        match self {
+            Self::File(path) => format!("file:{}", path.display()),
+            #[cfg(feature = "redis")]
+            Self::Redis(address) => address.identity(),
+        }
+    }
+
     /// The URL itself, paths absolute. It may hold a password.
     #[must_use]
     pub fn text(&self) -> OsString {
@@ -146,6 +156,17 @@ pub fn open(url: &Url, intent: Intent, patience: Duration) -> Result<Arc<dyn Sto
 /// [`StoreError`] if it cannot be made, or not be trusted.
 pub fn open_guards(directory: &Path) -> Result<Arc<Ledger<FileRegister>>, StoreError> {
     Ok(Arc::new(Ledger::new(FileRegister::guards(directory)?)))
+}
+
+/// As [`Store::describe`] does.
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            #[cfg(feature = "redis")]
+            Self::Redis(address) => write!(f, "{address}"),
+        }
+    }
 }
 
 impl fmt::Display for BadUrl {

@@ -83,12 +83,12 @@ const REMOTE: [(i64, &str); 13] = [
 #[derive(Debug)]
 pub(super) struct Directory {
     /// Nothing if it is missing.
-    fd: Option<OwnedFd>,
+    pub(super) fd: Option<OwnedFd>,
     path: PathBuf,
     pub(super) kind: Kind,
-    owner: u32,
+    pub(super) owner: u32,
     /// The group that shares it, if one does.
-    group: Option<u32>,
+    pub(super) group: Option<u32>,
 }
 
 impl Directory {

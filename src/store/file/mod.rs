@@ -6,6 +6,7 @@
 //! of them ([`watch`]).
 
 mod directory;
+mod examine;
 mod lock;
 mod observe;
 mod page;
@@ -30,7 +31,7 @@ use self::observe::DirectoryObserver;
 use self::page::{Content, Page};
 use self::reading::Reading;
 use self::watch::Sleeper;
-use super::{Capabilities, Observer, Register, StoreError, Trouble, Watch};
+use super::{Capabilities, Examination, Observer, Register, StoreError, Trouble, Watch};
 use crate::clock::Moment;
 use crate::model::{Clock, Key, LevelId, Record, Stamp};
 
@@ -279,6 +280,10 @@ impl Register for FileRegister {
 
     fn ask_clock(&self) -> Result<Stamp, StoreError> {
         Ok(Stamp::from_micros(u64::try_from(wall_clock()).unwrap_or(0)))
+    }
+
+    fn examine(&self) -> Result<Examination, StoreError> {
+        examine::examine(&self.directory)
     }
 
     fn observe(&self, key: Option<&Key>) -> Result<Box<dyn Observer>, StoreError> {

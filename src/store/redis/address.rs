@@ -98,8 +98,14 @@ impl Address {
         }
     }
 
+    /// The address as it is for somebody who has neither a password nor a certificate.
+    pub(super) fn for_strangers(&self) -> Self {
+        let tls = self.tls.as_ref().map(|tls| Tls { identity: None, ..tls.clone() });
+        Self { user: None, password: None, tls, ..self.clone() }
+    }
+
     /// The same text for the same store, and without a password.
-    pub(super) fn identity(&self) -> String {
+    pub(in crate::store) fn identity(&self) -> String {
         let Self { db, prefix, .. } = self;
         match &self.endpoint {
             Endpoint::Tcp(host, port) => format!("redis://{host}:{port}/{db}?prefix={prefix}"),

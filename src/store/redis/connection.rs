@@ -95,6 +95,12 @@ impl Connection {
         Ok(connection)
     }
 
+    /// Whether it came from outside of this machine, or could have: over an address that is not loopback.
+    pub(super) fn is_from_outside(&mut self) -> bool {
+        let peer = self.stream.wire().socket.peer_addr().ok().and_then(|peer| peer.as_socket());
+        peer.is_some_and(|peer| !peer.ip().to_canonical().is_loopback())
+    }
+
     /// Whether it can be used again: it ends while nobody asks when its server is restarted, and what can be read
     /// before anybody asks is such an end, or nothing that we asked for.
     pub(super) fn is_idle(&mut self) -> bool {

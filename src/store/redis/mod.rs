@@ -4,6 +4,7 @@
 
 mod address;
 mod connection;
+mod examine;
 mod observe;
 mod reply;
 mod tls;
@@ -27,7 +28,7 @@ use tls::TlsConfig;
 use trouble::Failure;
 use wait::Place;
 
-use super::{Capabilities, Inspected, Observer, Scope, Store, StoreError, Trouble, Watch};
+use super::{Capabilities, Examination, Inspected, Observer, Scope, Store, StoreError, Trouble, Watch};
 use crate::clock::Moment;
 use crate::model::{
     Answer, Ask, Ending, Info, Key, LeaseId, LevelId, Patience, Record, Released, Renewed, SIGN_OF_LIFE, Stamp,
@@ -347,6 +348,10 @@ impl Store for RedisStore {
         let now = ask().map_err(|failure| failure.at(&self.address))?;
         self.hear(Some(now));
         Ok(now)
+    }
+
+    fn examine(&self) -> Result<Examination, StoreError> {
+        self.look_into().map_err(|failure| failure.at(&self.address))
     }
 
     fn list(&self, scope: Scope) -> Result<Vec<Key>, StoreError> {

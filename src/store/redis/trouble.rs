@@ -148,6 +148,11 @@ fn is_about_us(words: &str) -> bool {
     KNOWN.iter().any(|known| words.contains(known))
 }
 
+/// The words of a refusal.
+pub(super) fn said(error: &ServerError) -> String {
+    shown(error.code(), error.details().unwrap_or_default())
+}
+
 fn shown(code: &str, words: &str) -> String {
     // What it repeats of our words may be a secret.
     let words = words.split(", with args beginning with").next().unwrap_or_default();

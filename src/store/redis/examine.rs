@@ -1,0 +1,305 @@
+//! Whether a server can be trusted with locks: what it says of itself with `INFO`, and what of its settings `INFO`
+//! leaves out.
+
+use std::collections::HashMap;
+
+use redis::{Cmd, Value, cmd};
+
+use super::connection::Connection;
+use super::tls::TlsConfig;
+use super::trouble::{Failure, said};
+use super::{RedisStore, reply};
+use crate::clock::Moment;
+use crate::store::{Examination, Finding};
+
+/// The oldest version of Redis that dlock is tested with, and the newest of each kind of server: major and minor.
+const OLDEST: (u32, u32) = (6, 2);
+const NEWEST: [(&str, u32); 2] = [("Redis", 7), ("Valkey", 9)];
+
+/// The settings that are asked for.
+const SETTINGS: [&str; 2] = ["appendfsync", "save"];
+
+/// What a server says of itself.
+struct Told {
+    info: HashMap<String, String>,
+    /// Nothing if it does not say.
+    settings: Option<HashMap<String, String>>,
+}
+
+/// What can be wrong with a server that says so itself.
+const CHECKS: [fn(&Told) -> Option<Finding>; 10] = [
+    is_old,
+    is_new,
+    is_loading,
+    is_a_replica,
+    is_in_a_cluster,
+    evicts,
+    forgets,
+    syncs_late,
+    cannot_write,
+    waits_for_no_replica,
+];
+
+impl RedisStore {
+    /// Looks at the server. Asks for what changes nothing.
+    pub(super) fn look_into(&self) -> Result<Examination, Failure> {
+        let mut found = Examination::default();
+        let info = self.ask_about(&[cmd("INFO")])?;
+        let settings: Vec<Cmd> = SETTINGS.map(|name| cmd("CONFIG").arg("GET").arg(name).take()).into();
+        let settings = self.ask_about(&settings)?;
+        let asked = [
+            ("info", info.as_ref().err(), "its version, role, memory, disk and replicas"),
+            ("config get", settings.as_ref().err(), "when it writes locks to its disk"),
+        ];
+        let unknown = asked.into_iter().filter_map(|(command, words, what)| Some(self.unknown(command, words?, what)));
+        found.findings.extend(unknown);
+        if let Ok(info) = info {
+            let info = info.first().and_then(reply::text).ok_or(Failure::Garbage)?;
+            let pair = |line: &str| line.split_once(':').map(|(name, value)| (name.to_owned(), value.to_owned()));
+            let info = info.lines().filter_map(pair).collect();
+            let told =
+                Told { info, settings: settings.ok().map(|replies| replies.iter().filter_map(setting).collect()) };
+            told.facts(&mut found);
+            found.findings.extend(CHECKS.iter().filter_map(|check| check(&told)));
+        }
+        found.findings.extend(self.is_open_to_all()?);
+        Ok(found)
+    }
+
+    /// Asks for something that the server may keep to itself; then its words.
+    fn ask_about(&self, commands: &[Cmd]) -> Result<Result<Vec<Value>, String>, Failure> {
+        let replies = self.exchange(commands, true, Moment::now().after(self.patience), None)?;
+        let refusal = replies.iter().find_map(|reply| match reply {
+            Value::ServerError(error) => Some(self.address.without_password(&said(error))),
+            _ => None,
+        });
+        Ok(refusal.map_or(Ok(replies), Err))
+    }
+
+    fn unknown(&self, command: &str, words: &str, what: &str) -> Finding {
+        let user = self.address.user.as_deref().unwrap_or("default");
+        Finding::warning(
+            format!("it does not answer '{command}' to us ('{words}'), so this is not known: {what}"),
+            "what is not known may be what loses a lock",
+            format!(
+                "'ACL SETUSER {user} +info +config|get', or ask as a user who may; whoever rents a server finds it in the \
+                 provider's console"
+            ),
+        )
+    }
+
+    /// Whether a stranger on the network could read our leases.
+    fn is_open_to_all(&self) -> Result<Option<Finding>, Failure> {
+        let until = Moment::now().after(self.patience);
+        let mut ours = self.take_idle().map_or_else(|| self.open(until), Ok)?;
+        if !ours.is_from_outside() {
+            return Ok(None);
+        }
+        let opened = Connection::open(&self.address.for_strangers(), &TlsConfig::default(), until.left());
+        let look = cmd("ZCARD").arg(self.index()).take();
+        let seen = opened.and_then(|mut connection| connection.ask(&[look], until.left()));
+        let is_open = seen.is_ok_and(|replies| matches!(replies[..], [Value::Int(_)]));
+        Ok(is_open.then(|| {
+            Finding::warning(
+                "whoever can reach it gets in without a password",
+                "who can read a lease can take it away, and who can write can forge one",
+                "'requirepass', or a user of its own (README, 'The user that dlock needs'), and a URL with the password in a \
+                 file for --store-file; rediss:// keeps it from those who listen on the way",
+            )
+        }))
+    }
+}
+
+fn setting(reply: &Value) -> Option<(String, String)> {
+    let Value::Array(pair) = reply else { return None };
+    Some((reply::text(pair.first()?)?.to_owned(), reply::text(pair.get(1)?)?.to_owned()))
+}
+
+impl Told {
+    fn text(&self, name: &str) -> &str {
+        self.info.get(name).map_or("", |value| value)
+    }
+
+    fn number(&self, name: &str) -> u64 {
+        self.text(name).parse().unwrap_or(0)
+    }
+
+    fn is(&self, name: &str) -> bool {
+        self.text(name) == "1"
+    }
+
+    /// A setting, if the server says what it is.
+    fn setting(&self, name: &str) -> Option<&str> {
+        self.settings.as_ref()?.get(name).map(String::as_str)
+    }
+
+    /// What kind of server it is, and its version.
+    fn program(&self) -> (&'static str, &str) {
+        match self.text("valkey_version") {
+            "" => ("Redis", self.text("redis_version")),
+            version => ("Valkey", version),
+        }
+    }
+
+    /// Major and minor, if they can be read.
+    fn version(&self) -> Option<(u32, u32)> {
+        let mut parts = self.program().1.split('.').map(str::parse);
+        Some((parts.next()?.ok()?, parts.next()?.ok()?))
+    }
+
+    fn facts(&self, found: &mut Examination) {
+        let (program, version) = self.program();
+        found.know("version", format!("{program} {version}"));
+        found.know("role", if self.text("role") == "slave" { "replica" } else { self.text("role") });
+        found.know("replicas", self.number("connected_slaves").to_string());
+        let limit = self.number("maxmemory");
+        let limit = if limit == 0 { "no limit".into() } else { format!("{} KiB", limit >> 10) };
+        found.know("memory", format!("{} KiB of {limit}, {}", self.number("used_memory") >> 10, self.policy()));
+        let sync = self.setting("appendfsync").map_or_else(String::new, |sync| format!(", appendfsync {sync}"));
+        found.know(
+            "persistence",
+            match (self.is("aof_enabled"), self.setting("save")) {
+                (true, _) => format!("append-only file{sync}"),
+                (false, Some("")) => "none".into(),
+                (false, Some(_)) => "snapshots".into(),
+                (false, None) => "no append-only file".into(),
+            },
+        );
+    }
+
+    fn policy(&self) -> &str {
+        self.text("maxmemory_policy")
+    }
+}
+
+fn is_old(told: &Told) -> Option<Finding> {
+    let (program, version) = told.program();
+    let old = program == "Redis" && told.version()? < OLDEST;
+    old.then(|| {
+        Finding::warning(
+            format!("it is {program} {version}, and dlock needs {}.{}", OLDEST.0, OLDEST.1),
+            "what dlock asks of it, in its script and while it waits, an older one may refuse in the middle of a run",
+            "a newer Redis, or Valkey",
+        )
+    })
+}
+
+fn is_new(told: &Told) -> Option<Finding> {
+    let (program, version) = told.program();
+    let (_, newest) = NEWEST.into_iter().find(|(name, _)| *name == program)?;
+    (told.version()?.0 > newest).then(|| {
+        Finding::note(
+            format!("it is {program} {version}, and this dlock was tested with {program} {newest} at most"),
+            "something in it may have changed that dlock stands on",
+            "look for a newer dlock",
+        )
+    })
+}
+
+fn is_loading(told: &Told) -> Option<Finding> {
+    told.is("loading").then(|| {
+        Finding::warning(
+            "it is still loading its data",
+            "until it is done no lock can be taken or renewed",
+            "wait; if its data is so much that this takes longer than a lease, use a server of its own for locks",
+        )
+    })
+}
+
+fn is_a_replica(told: &Told) -> Option<Finding> {
+    (told.text("role") == "slave").then(|| {
+        let master = format!("{}:{}", told.text("master_host"), told.text("master_port"));
+        Finding::warning(
+            format!("it is a replica of {master}"),
+            "a replica takes no lock, and does not know all that its master gave out",
+            "name the master in the URL",
+        )
+    })
+}
+
+fn is_in_a_cluster(told: &Told) -> Option<Finding> {
+    told.is("cluster_enabled").then(|| {
+        Finding::warning(
+            "it is a node of a cluster",
+            "it refuses all keys that are kept by other nodes: dlock exits with 78 for these",
+            "a redis:// URL is for a single server; use one that is not in a cluster",
+        )
+    })
+}
+
+fn evicts(told: &Told) -> Option<Finding> {
+    let policy = told.policy();
+    (!["", "noeviction"].contains(&policy)).then(|| {
+        let limit = told.number("maxmemory");
+        let when = match (told.number("evicted_keys"), limit) {
+            (0, 0) => "as soon as it is given a limit".into(),
+            (0, limit) => format!("when it has more than {} KiB", limit >> 10),
+            (evicted, _) => format!("and has dropped {evicted} so far"),
+        };
+        Finding::warning(
+            format!("its maxmemory-policy is '{policy}': it drops keys, {when}"),
+            "a lock that is dropped is free for the next one, while its holder still works",
+            "'CONFIG SET maxmemory-policy noeviction', and the same in its configuration; a cache belongs into another server",
+        )
+    })
+}
+
+fn forgets(told: &Told) -> Option<Finding> {
+    const TODO: &str = "'appendonly yes' and 'appendfsync always' in its configuration";
+    if told.is("aof_enabled") {
+        return None;
+    }
+    Some(match told.setting("save") {
+        Some("") => Finding::warning(
+            "it keeps nothing on its disk",
+            "after a restart all keys are free, while those who held them still work",
+            TODO,
+        ),
+        _ => Finding::warning(
+            "it keeps no append-only file, at most snapshots",
+            "after a restart it is as it was at the last snapshot: keys taken since are free, while their holders still work",
+            TODO,
+        ),
+    })
+}
+
+fn syncs_late(told: &Told) -> Option<Finding> {
+    const WHY: &str = "if its machine crashes, keys taken just before are free, while their holders still work";
+    const TODO: &str = "'appendfsync always', if that matters more than the time it takes";
+    let sync = told.setting("appendfsync").filter(|_| told.is("aof_enabled"))?;
+    match sync {
+        "no" => {
+            Some(Finding::warning("its appendfsync is 'no': locks reach the disk after half a minute or so", WHY, TODO))
+        }
+        "everysec" => {
+            Some(Finding::note("its appendfsync is 'everysec': locks reach the disk after a second or two", WHY, TODO))
+        }
+        _ => None,
+    }
+}
+
+fn cannot_write(told: &Told) -> Option<Finding> {
+    let failed = [
+        ("aof_last_write_status", "it cannot write its append-only file"),
+        ("rdb_last_bgsave_status", "its last snapshot failed"),
+    ];
+    let (name, what) = failed.into_iter().find(|(name, _)| !["", "ok"].contains(&told.text(name)))?;
+    Some(Finding::warning(
+        format!("{what} ({name}: {})", told.text(name)),
+        "until it can, it refuses all that changes something: no lock can be taken or renewed",
+        "make room on its disk, and look at the rights of its directory; its log says what is wrong",
+    ))
+}
+
+fn waits_for_no_replica(told: &Told) -> Option<Finding> {
+    let replicas = told.number("connected_slaves");
+    // It is told where it is not 0.
+    (replicas > 0 && !told.info.contains_key("min_slaves_good_slaves")).then(|| {
+        let many = if replicas == 1 { "a replica".into() } else { format!("{replicas} replicas") };
+        Finding::warning(
+            format!("it has {many}, and min-replicas-to-write is 0"),
+            "cut off from these it goes on giving out locks, while one of them becomes the master and gives out the same ones",
+            "'min-replicas-to-write 1' and 'min-replicas-max-lag 10'; and compare DLOCK_FENCE where the work is written",
+        )
+    })
+}
