@@ -5,6 +5,7 @@ mod config;
 mod contention;
 mod crash;
 mod directory;
+mod doctor;
 mod generated;
 mod guard;
 mod history;

@@ -173,7 +173,8 @@ fn the_examples_for_redis_run_to_their_end() {
 fn the_rule_for_a_redis_user_is_the_one_that_is_tested() {
     let blocks = blocks("acl");
     let expected = format!("ACL SETUSER dlock on >PASSWORD {}\n", crate::redis::access::RULE);
-    assert_eq!(blocks, [expected]);
+    let for_the_doctor = format!("ACL SETUSER dlock {}\n", crate::redis::access::EXAMINE);
+    assert_eq!(blocks, [expected, for_the_doctor]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub(crate) mod access;
 mod cost;
+mod doctor;
 mod freeze;
 mod network;
 mod oracle;

@@ -10,19 +10,19 @@ use nix::unistd::geteuid;
 use crate::support::{DLOCK, Done, Running, Store, command, finish, is_alive, skipped, wait_for};
 
 /// Users and a group that no account needs to exist for.
-const ALICE: u32 = 41_001;
-const BOB: u32 = 41_002;
+pub(crate) const ALICE: u32 = 41_001;
+pub(crate) const BOB: u32 = 41_002;
 const MALLORY: u32 = 41_003;
-const TEAM: u32 = 41_100;
+pub(crate) const TEAM: u32 = 41_100;
 
 const RUN: [&str; 5] = ["run", "-n", "k", "--", "true"];
 
-fn mode(path: &Path, bits: u32) {
+pub(crate) fn mode(path: &Path, bits: u32) {
     fs::set_permissions(path, Permissions::from_mode(bits)).expect("it is ours");
 }
 
 /// Whether tests may become other users.
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     geteuid().is_root() || skipped("only root can become other users")
 }
 
@@ -43,7 +43,7 @@ fn user(store: &Store, user: u32, group: u32, args: &[&str]) -> Command {
     setpriv
 }
 
-fn as_user(store: &Store, name: u32, group: u32, args: &[&str]) -> Done {
+pub(crate) fn as_user(store: &Store, name: u32, group: u32, args: &[&str]) -> Done {
     finish(&mut user(store, name, group, args))
 }
 
@@ -55,7 +55,7 @@ fn used() -> Store {
 }
 
 /// A lock directory of Alice's that her team shares.
-fn shared() -> Store {
+pub(crate) fn shared() -> Store {
     let store = Store::new();
     let locks = store.path("locks");
     fs::create_dir(&locks).expect("a folder");

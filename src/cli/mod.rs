@@ -9,7 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use self::verbs::{
-    Acquire, Completions, Fence, Guard, History, Man, Metrics, Mine, OnLost, Renew, Run, Status, Terms, Unlock,
+    Acquire, Completions, Doctor, Fence, Guard, History, Man, Metrics, Mine, OnLost, Renew, Run, Status, Terms, Unlock,
 };
 use crate::exit::Failure;
 
@@ -97,6 +97,8 @@ pub enum Verb {
     History(History),
     /// Print the same facts about all keys for a monitoring system
     Metrics(Metrics),
+    /// Tell whether the store can be trusted with locks
+    Doctor(Doctor),
     /// Print a completion script for a shell
     #[command(hide = true)]
     Completions(Completions),

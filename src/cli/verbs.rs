@@ -191,6 +191,14 @@ pub struct Metrics {
     pub prefix: Option<String>,
 }
 
+/// `dlock doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// As JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `dlock completions`.
 #[derive(Debug, Args)]
 pub struct Completions {

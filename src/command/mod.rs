@@ -4,6 +4,7 @@ mod acquire;
 mod asking;
 mod attend;
 mod check;
+mod doctor;
 mod fence;
 mod generate;
 mod guard;
@@ -75,6 +76,7 @@ fn perform(cli: cli::Cli) -> Result<Ending, Failure> {
         Verb::Guard(guard) => guard::guard(guard, &cli.global),
         Verb::History(history) => history::history(&history, &Settings::read(&cli.global)?),
         Verb::Metrics(metrics) => metrics::metrics(&metrics, &Settings::read(&cli.global)?),
+        Verb::Doctor(doctor) => doctor::doctor(&doctor, &Settings::read(&cli.global)?),
         Verb::Completions(completions) => print(&generate::completions(completions.shell)).map(|()| Ending::OK),
         Verb::Man(man) => print(&generate::man(man.verb.as_deref())?).map(|()| Ending::OK),
     }
@@ -91,7 +93,11 @@ fn print(text: &str) -> Result<(), Failure> {
 
 /// Opens the store.
 fn open(settings: &Settings, intent: Intent) -> Result<Arc<dyn Store>, Failure> {
-    Ok(store::open(&settings.store.value, intent, settings.store_timeout.value.min(holder::REQUEST))?)
+    Ok(open_store(settings, intent)?)
+}
+
+fn open_store(settings: &Settings, intent: Intent) -> Result<Arc<dyn Store>, StoreError> {
+    store::open(&settings.store.value, intent, settings.store_timeout.value.min(holder::REQUEST))
 }
 
 /// Asks the store for something, for as long as one that cannot be reached is to be tried.
@@ -99,16 +105,21 @@ fn ask<T>(settings: &Settings, work: impl FnMut() -> Result<T, StoreError>) -> R
     holder::patiently(settings.store_timeout.value, work)
 }
 
+impl From<Trouble> for Code {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Unreachable | Trouble::Stuck => Self::Unreachable,
+            Trouble::Refused => Self::Refused,
+            Trouble::Unfit => Self::Config,
+            Trouble::Untrusted => Self::CannotCreate,
+            Trouble::Os => Self::Os,
+        }
+    }
+}
+
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        let code = match error.trouble {
-            Trouble::Unreachable | Trouble::Stuck => Code::Unreachable,
-            Trouble::Refused => Code::Refused,
-            Trouble::Unfit => Code::Config,
-            Trouble::Untrusted => Code::CannotCreate,
-            Trouble::Os => Code::Os,
-        };
-        Self { code, error: error.into() }
+        Self { code: error.trouble.into(), error: error.into() }
     }
 }
 

@@ -22,6 +22,9 @@ pub(crate) const RULE: &str = "~dlock:* &dlock:* -@all +evalsha +eval +time +hge
                                +zrangebyscore +zrank +zscore +zcard +zremrangebyscore +rpush +lpush +ltrim +lrange \
                                +blpop +del +expire +publish +subscribe +psubscribe";
 
+/// What such a user needs besides for `dlock doctor`; as README has it.
+pub(crate) const EXAMINE: &str = "+info +config|get";
+
 const SECRET: &str = "s3cr3t-W0rd";
 
 /// More than anything here takes.

@@ -18,6 +18,8 @@ pub(crate) enum Fate {
     Late(Duration),
     /// Half of it comes, then the connection ends.
     Torn,
+    /// Another one comes in its place.
+    Replaced(fn(&str) -> String),
 }
 
 /// The proxy. It ends with the test.
@@ -186,12 +188,15 @@ fn pump((mut from, mut to): (TcpStream, TcpStream), judge: impl Fn(&[u8], &[Stri
     'open: while let Ok(length @ 1..) = from.read(&mut chunk) {
         pending.extend_from_slice(&chunk[..length]);
         while let Some((length, words)) = value(&pending) {
-            let value: Vec<u8> = pending.drain(..length).collect();
+            let mut value: Vec<u8> = pending.drain(..length).collect();
             let fate = judge(&value, &words);
+            if let Some(Fate::Replaced(other)) = fate {
+                value = other(&String::from_utf8_lossy(&value)).into_bytes();
+            }
             let passed = match fate {
                 Some(Fate::Torn) => length / 2,
                 Some(Fate::Swallowed) => 0,
-                _ => length,
+                _ => value.len(),
             };
             is_mute |= matches!(fate, Some(Fate::Swallowed));
             if let Some(Fate::Late(span)) = fate {

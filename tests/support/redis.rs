@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::TcpStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use redis::{Commands as _, Connection, Value};
 use tempfile::TempDir;
@@ -84,6 +85,11 @@ impl Server {
     /// The URL of its store.
     pub(crate) fn url(&self) -> String {
         format!("redis://{}:{PORT}", self.host)
+    }
+
+    /// What it is.
+    pub(crate) fn program(&self) -> &'static str {
+        self.program
     }
 
     /// A file of the server's.
@@ -168,10 +174,16 @@ impl Server {
     }
 }
 
+#[expect(unsafe_code, reason = "only so can a child ignore a signal from its start")]
 fn spawn(program: &str, dir: &TempDir, host: &str, options: &[String]) -> Child {
     let mut server = command(program);
     server.current_dir(dir.path()).args(["--bind", host, "--port", &PORT.to_string(), "--save", ""]).args(options);
     server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // What may write no more is to say so, as on a full disk, and not to die.
+    // SAFETY: it ignores a signal, and runs no code.
+    unsafe {
+        server.pre_exec(|| signal(Signal::SIGXFSZ, SigHandler::SigIgn).map(drop).map_err(Into::into));
+    }
     server.spawn().expect("the server starts")
 }
 

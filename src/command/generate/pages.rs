@@ -188,8 +188,23 @@ const METRICS: Page = Page {
     )],
 };
 
+const DOCTOR: Page = Page {
+    about: "Tells whether the store can be trusted with locks: what was decided and by whom, how fast the store answers, \
+            how far its clock is from ours, what it is and how it is set up; then each thing that is wrong, what that \
+            means for locks, and what to do about it. Of a Redis or Valkey server: keys that may be evicted, a disk that \
+            forgets them, replicas that it does not wait for, anybody who gets in without a password, a version that \
+            dlock is not tested with. Of a directory: its file system, its room, and who may do what in it. It changes \
+            nothing. A user of a server needs +info +config|get for it besides. With --json it prints one object, \
+            whose names stay as they are, also if the store cannot be used.",
+    exit: &[("0", "the store is sound; there may be notes"), ("1", "there are warnings: a lock may be lost")],
+    examples: &[
+        ("Before a store is used for the first time", "dlock doctor -S redis://redis.example"),
+        ("What is wrong, for programs", "dlock doctor --json | jq -r '.findings[] | .severity + \": \" + .what'"),
+    ],
+};
+
 /// The page of each verb, in the order of the help.
-pub(super) const VERBS: [(&str, Page); 11] = [
+pub(super) const VERBS: [(&str, Page); 12] = [
     ("run", RUN),
     ("status", STATUS),
     ("unlock", UNLOCK),
@@ -201,6 +216,7 @@ pub(super) const VERBS: [(&str, Page); 11] = [
     ("guard", GUARD),
     ("history", HISTORY),
     ("metrics", METRICS),
+    ("doctor", DOCTOR),
 ];
 
 /// What all verbs but `run`, whose table is whole, can exit with besides.
