@@ -13,12 +13,12 @@ use dlock::model::{Answer, Ask, Info, Key, LeaseId, Mode, Patience, Released};
 use dlock::store::{Address, Changed, RedisStore, Scope, Store as _, StoreError, Trouble, Url, Watch};
 use redis::Commands as _;
 
-use crate::support::redis::{REDIS, Server, VALKEY, on_both};
+use crate::support::redis::{REDIS, REDIS_6, Server, VALKEY, on_both};
 use crate::support::{DLOCK, Done, Running, Store, child_of, command, finish, has, skipped};
 
 /// What a user of dlock must be allowed, for `ACL SETUSER NAME on >PASSWORD …`; as README has it. Another
 /// database than 0 needs `+select`.
-pub(crate) const RULE: &str = "~dlock:* &dlock:* -@all +evalsha +eval +time +hgetall +hmget +hget +hset +hdel +zadd +zrem +zrange \
+pub(crate) const RULE: &str = "~dlock:* resetchannels &dlock:* -@all +evalsha +eval +time +hgetall +hmget +hget +hset +hdel +zadd +zrem +zrange \
                                +zrangebyscore +zrank +zscore +zcard +zremrangebyscore +rpush +lpush +ltrim +lrange \
                                +blpop +del +expire +publish +subscribe +psubscribe";
 
@@ -163,6 +163,14 @@ fn the_rule_for_a_user_is_enough_and_all_of_it_is_needed() {
             }
         });
     });
+}
+
+#[test]
+fn the_oldest_redis_takes_the_rule_and_it_is_enough_there() {
+    if has(REDIS_6) {
+        let rule: Vec<&str> = RULE.split_whitespace().collect();
+        live_as(&Server::start(REDIS_6, &[]), "all", &rule, 0).expect("the rule is enough");
+    }
 }
 
 #[test]
