@@ -191,5 +191,10 @@ fn the_schemas_are_those_of_verbs_and_options() {
     let files = fs::read_dir(folder).expect("it can be listed");
     let names = files.map(|file| file.expect("it can be listed").file_name().to_string_lossy().into_owned());
     let names: BTreeSet<String> = names.collect();
-    assert_eq!(names, ["acquire.json", "history.json", "report.json", "status.json"].map(String::from).into());
+    assert_eq!(
+        names,
+        ["acquire.json", "doctor.json", "history.json", "log.json", "report.json", "status.json"]
+            .map(String::from)
+            .into()
+    );
 }

@@ -5,24 +5,18 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
+use crate::support::schema::assert_schema;
 use crate::support::{Done, Store, finish};
 
 /// The objects on stderr: level and message of each.
 #[track_caller]
 fn objects(done: &Done) -> Vec<(String, String)> {
     let object = |line: &str| {
-        let object: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-        let mut names: Vec<&String> = object.as_object().expect("an object").keys().collect();
-        names.sort();
-        assert_eq!(names, ["level", "message", "schema", "time"], "{line}");
-        assert_eq!(object["schema"], 1, "{line}");
-        let time = object["time"].as_str().expect("a time");
-        assert!(time.len() == "2026-01-02T03:04:05.678Z".len() && time.ends_with('Z'), "{line}");
-        let time = humantime::parse_rfc3339(time).expect("a time");
+        let object: Value = assert_schema("log", line);
+        let time = humantime::parse_rfc3339(object["time"].as_str().expect("a time")).expect("a time");
         let age = SystemTime::now().duration_since(time).expect("it has passed");
         assert!(age < Duration::from_secs(60), "{line}");
         let text = |name: &str| object[name].as_str().expect("a text").to_owned();
-        assert!(!text("message").starts_with("dlock: "), "{line}");
         (text("level"), text("message"))
     };
     done.stderr.lines().map(object).collect()

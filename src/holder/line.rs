@@ -62,7 +62,7 @@ impl Line {
 
 /// Asks for `key` and waits in line for it, until a signal or a limit ends that. Then nothing of it is
 /// left in the queue. The limit counts while the store answers; one that does not is tried for its own. What is to
-/// go on `meanwhile` is begun when the wait does.
+/// go on `meanwhile` is begun once we stand in line.
 ///
 /// # Errors
 /// [`StoreError`] if the store did not answer.
@@ -90,7 +90,8 @@ pub fn acquire(
         _ => return conclude(store, key, ask, first),
     };
     spawn_waiter(store, key, ask, (limits.store, silent, asker.unanswered), &line, sender)?;
-    let mut meanwhile = meanwhile();
+    // Not before we stand in line: whoever only looks on does not take the last connection that a server has.
+    let mut looks_on = silent.is_none().then(meanwhile);
     let until = limits.wait.map(|wait| since.after(wait));
     loop {
         let limit = until.filter(|until| line.lock().queued || !until.left().is_zero());
@@ -100,7 +101,12 @@ pub fn acquire(
         };
         match event {
             Ok(Event::Waited) => {
-                let answer = line.lock().answer.take();
+                let mut state = line.lock();
+                let answer = state.answer.take();
+                if state.queued && looks_on.is_none() {
+                    looks_on = Some(meanwhile());
+                }
+                drop(state);
                 if let Some(answer) = answer {
                     if answer.is_err() {
                         // It may still take back what we asked for. What ended the wait matters more than whether it does.
@@ -109,9 +115,15 @@ pub fn acquire(
                     return conclude(store, key, ask, answer);
                 }
             }
-            Ok(Event::Signal(signal @ (Signal::SIGWINCH | Signal::SIGCONT))) => meanwhile.hear(signal),
+            Ok(Event::Signal(signal @ (Signal::SIGWINCH | Signal::SIGCONT))) => {
+                if let Some(looks_on) = &mut looks_on {
+                    looks_on.hear(signal);
+                }
+            }
             Ok(Event::Signal(Signal::SIGTSTP)) => {
-                meanwhile.hear(Signal::SIGTSTP);
+                if let Some(looks_on) = &mut looks_on {
+                    looks_on.hear(Signal::SIGTSTP);
+                }
                 let _ = raise(Signal::SIGSTOP);
             }
             Ok(Event::Signal(signal)) => {
