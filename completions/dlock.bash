@@ -761,8 +761,28 @@ _dlock() {
     esac
 }
 
+_dlock_word() {
+    local offered i
+    COMPREPLY=()
+    if offered=$(command dlock keys --bash="$2" -- "${COMP_LINE:0:COMP_POINT}" 2>/dev/null); then
+        compopt +o default +o bashdefault
+        [[ -z $offered ]] || mapfile -t COMPREPLY <<<"$offered"
+        return
+    fi
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        [[ ${COMP_WORDS[i]} == -- ]] || continue
+        if declare -F _command_offset >/dev/null; then
+            _command_offset $((i + 1))
+        elif ((COMP_CWORD == i + 1)); then
+            mapfile -t COMPREPLY < <(compgen -c -- "$2")
+        fi
+        return
+    done
+    _dlock "$@"
+}
+
 if [[ "${BASH_VERSINFO[0]}" -eq 4 && "${BASH_VERSINFO[1]}" -ge 4 || "${BASH_VERSINFO[0]}" -gt 4 ]]; then
-    complete -F _dlock -o nosort -o bashdefault -o default dlock
+    complete -F _dlock_word -o nosort -o bashdefault -o default dlock
 else
-    complete -F _dlock -o bashdefault -o default dlock
+    complete -F _dlock_word -o bashdefault -o default dlock
 fi

@@ -212,3 +212,26 @@ json\t'For programs'"
 complete -c dlock -n "__fish_dlock_using_subcommand man" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand man" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand man" -s h -l help -d 'Print help'
+
+function __fish_dlock_at_key
+    set -l typed (commandline -ct)
+    set -g __fish_dlock_offered (command dlock keys -- (commandline -opc) "$typed" 2>/dev/null)
+    set -l at_key $status
+    test -n "$typed"
+    or set -g __fish_dlock_offered (string match -v '~*' -- $__fish_dlock_offered)
+    return $at_key
+end
+
+function __fish_dlock_at_command
+    __fish_dlock_using_subcommand run guard
+    and contains -- -- (commandline -opc)
+end
+
+function __fish_dlock_command
+    set -l words (commandline -opc)
+    set -e words[1..(contains -i -- -- $words)]
+    complete -C (string join ' ' -- (string escape -- $words) (commandline -ct))
+end
+
+complete -c dlock -n __fish_dlock_at_key -k -f -a '$__fish_dlock_offered'
+complete -c dlock -n __fish_dlock_at_command -f -a '(__fish_dlock_command)'

@@ -1,6 +1,7 @@
 //! The tests of dlock as a whole, one file per topic: real processes, real signals, nothing mocked.
 
 mod acquire;
+mod completion;
 mod config;
 mod contention;
 mod crash;

@@ -6,10 +6,11 @@ mod verbs;
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
-use clap::{Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use self::verbs::{
-    Acquire, Completions, Doctor, Fence, Guard, History, Man, Metrics, Mine, OnLost, Renew, Run, Status, Terms, Unlock,
+    Acquire, Completions, Doctor, Fence, Guard, History, Keys, Man, Metrics, Mine, OnLost, Renew, Run, Status, Terms,
+    Unlock,
 };
 use crate::exit::Failure;
 
@@ -99,6 +100,9 @@ pub enum Verb {
     Metrics(Metrics),
     /// Tell whether the store can be trusted with locks
     Doctor(Doctor),
+    /// Print the keys for the last word of a line that somebody types
+    #[command(hide = true)]
+    Keys(Keys),
     /// Print a completion script for a shell
     #[command(hide = true)]
     Completions(Completions),
@@ -117,6 +121,32 @@ pub enum Asked {
     Verb(Box<Cli>),
     /// This text: help, or the version.
     Text(String),
+}
+
+/// The arguments that are keys, on every verb that has such.
+pub const KEYS: [&str; 2] = ["key", "keys"];
+
+/// A place on a line where a key is typed.
+pub struct KeyPlace {
+    /// The verb that it is for.
+    pub verb: String,
+    /// What the line says of the store.
+    pub global: Global,
+}
+
+/// Where `typed` is, at the end of a line that somebody types; nothing if it is no key.
+#[must_use]
+pub fn key_place(before: &[OsString], typed: &str) -> Option<KeyPlace> {
+    // No word that anybody types. What looks like an option still does.
+    let mark = OsString::from(if typed.starts_with('-') { "-\u{1}" } else { "\u{1}" });
+    let line = before.iter().chain([&mark]);
+    // What is missing may still come.
+    let matches = Cli::command().ignore_errors(true).try_get_matches_from(line).ok()?;
+    let (verb, matches) = matches.subcommand()?;
+    let last = |id| matches.try_get_many::<OsString>(id).ok().flatten().and_then(Iterator::last);
+    let found = KEYS.iter().any(|id| last(id) == Some(&mark));
+    let global = Global::from_arg_matches(matches).ok()?;
+    found.then(|| KeyPlace { verb: verb.to_owned(), global })
 }
 
 /// Reads the arguments.
@@ -204,8 +234,53 @@ pub fn definition() -> Command {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cli, quoted};
+    use super::{Cli, key_place, quoted};
     use clap::CommandFactory;
+
+    #[test]
+    fn the_place_of_a_key_is_found_on_a_line_that_is_not_whole() {
+        let place = |line: &str| {
+            let (before, typed) = line.rsplit_once(' ').expect("a blank");
+            let before: Vec<_> = before.split(' ').map(Into::into).collect();
+            key_place(&before, typed).map(|place| (place.verb, place.global.store.unwrap_or_default()))
+        };
+        let at = |verb: &str, store: &str| Some((verb.to_owned(), store.into()));
+        for line in
+            ["dlock unlock ", "dlock unlock k", "dlock unlock -w 5 ", "dlock unlock -- -k", "dlock unlock --yes "]
+        {
+            assert_eq!(place(line), at("unlock", ""), "{line}");
+        }
+        for (line, verb) in [
+            ("dlock run -n -w 5 ", "run"),
+            ("dlock status a b ", "status"),
+            ("dlock renew ", "renew"),
+            ("dlock check k", "check"),
+            ("dlock acquire --slots 3 ", "acquire"),
+        ] {
+            assert_eq!(place(line), at(verb, ""), "{line}");
+        }
+        for line in ["dlock -S x: fence ", "dlock fence -Sx: ", "dlock fence --store=x: ", "dlock fence --store x: "] {
+            assert_eq!(place(line), at("fence", "x:"), "{line}");
+        }
+        for line in [
+            "dlock ",
+            "dlock unl",
+            "dlock unlock k ",
+            "dlock unlock -",
+            "dlock unlock --lease ",
+            "dlock unlock --lease=",
+            "dlock acquire --slots ",
+            "dlock renew k ",
+            "dlock run k -- ",
+            "dlock run k -- dlock unlock ",
+            "dlock --store ",
+            "dlock completions ",
+            "dlock nonsense ",
+            "dlock unlock --help ",
+        ] {
+            assert_eq!(place(line), None, "{line}");
+        }
+    }
 
     #[test]
     fn the_definition_of_the_command_line_is_sound() {

@@ -199,6 +199,17 @@ pub struct Doctor {
     pub json: bool,
 }
 
+/// `dlock keys`.
+#[derive(Debug, Args)]
+pub struct Keys {
+    /// The words are one, the line as bash has it, and this is the end of it that bash replaces
+    #[arg(long, value_name = "TEXT")]
+    pub bash: Option<String>,
+    /// The words of a line, the one that is being typed last
+    #[arg(last = true, required = true, value_name = "WORD")]
+    pub words: Vec<OsString>,
+}
+
 /// `dlock completions`.
 #[derive(Debug, Args)]
 pub struct Completions {

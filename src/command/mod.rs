@@ -10,6 +10,7 @@ mod generate;
 mod guard;
 mod history;
 mod json;
+mod keys;
 mod metrics;
 mod mine;
 mod release;
@@ -77,6 +78,7 @@ fn perform(cli: cli::Cli) -> Result<Ending, Failure> {
         Verb::History(history) => history::history(&history, &Settings::read(&cli.global)?),
         Verb::Metrics(metrics) => metrics::metrics(&metrics, &Settings::read(&cli.global)?),
         Verb::Doctor(doctor) => doctor::doctor(&doctor, &Settings::read(&cli.global)?),
+        Verb::Keys(asked) => keys::keys(&asked),
         Verb::Completions(completions) => print(&generate::completions(completions.shell)).map(|()| Ending::OK),
         Verb::Man(man) => print(&generate::man(man.verb.as_deref())?).map(|()| Ending::OK),
     }

@@ -78,6 +78,11 @@ pub fn open(verbosity: Verbosity, format: Format) {
     }
 }
 
+/// Makes [`log`] say nothing from here on, not even errors.
+pub fn mute() {
+    log::set_max_level(LevelFilter::Off);
+}
+
 /// Writes `text` to stdout.
 ///
 /// # Errors

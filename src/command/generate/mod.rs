@@ -1,22 +1,16 @@
 //! Completions and man pages, made from the definition of the command line.
 
 mod pages;
+mod shells;
 
 use clap::Command;
-use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
 use self::pages::{COMMON, DLOCK, ENVIRONMENT, FILES, VERBS};
+pub(super) use self::shells::completions;
 use crate::cli;
 use crate::exit::Failure;
-
-/// The completion script for a shell.
-pub(super) fn completions(shell: Shell) -> String {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut cli::definition(), "dlock", &mut script);
-    String::from_utf8_lossy(&script).into_owned()
-}
 
 /// The man page of a verb, or of dlock itself.
 ///
