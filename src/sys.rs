@@ -7,7 +7,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -22,14 +22,28 @@ use crate::event::Status;
 /// is noted before the runtime starts.
 static SIGPIPE_AT_START: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
 
+/// Whether stdout could be written to when the process was started. The Rust runtime opens /dev/null in the place of
+/// one that is closed, and takes what cannot be written to one that is open for reading only as written.
+static STDOUT_AT_START: AtomicBool = AtomicBool::new(true);
+
 // SAFETY: the linker section of functions that run before main; the function below has the signature that
-// the C library calls it with (it may ignore the arguments) and touches nothing but an atomic and a system call.
+// the C library calls it with (it may ignore the arguments) and touches nothing but atomics and system calls.
 #[unsafe(link_section = ".init_array")]
 #[used]
-static NOTE_SIGPIPE: extern "C" fn() = note_sigpipe;
+static NOTE_START: extern "C" fn() = note_start;
 
-extern "C" fn note_sigpipe() {
+extern "C" fn note_start() {
     SIGPIPE_AT_START.store(disposition(libc::SIGPIPE), Ordering::Relaxed);
+    // SAFETY: this asks for flags, and touches no memory.
+    let flags = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFL) };
+    let writable = flags >= 0 && flags & libc::O_PATH == 0 && flags & libc::O_ACCMODE != libc::O_RDONLY;
+    STDOUT_AT_START.store(writable, Ordering::Relaxed);
+}
+
+/// Whether what is written to stdout goes anywhere.
+#[must_use]
+pub fn has_stdout() -> bool {
+    STDOUT_AT_START.load(Ordering::Relaxed)
 }
 
 fn disposition(signal: libc::c_int) -> usize {
@@ -59,6 +73,12 @@ pub fn is_ignored(signal: Signal) -> bool {
 pub fn restore_default(signal: libc::c_int) {
     // SAFETY: SIG_DFL is a valid disposition and runs no code of ours.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+/// Ignores a signal, here and in what is started from here.
+pub fn ignore(signal: libc::c_int) {
+    // SAFETY: SIG_IGN is a valid disposition and runs no code of ours.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
 /// Dies of a signal, as the command did. Returns if the kernel does not let us: as pid 1 of a namespace,

@@ -7,13 +7,14 @@ use nix::sys::signal::Signal;
 use nix::unistd::pipe;
 
 use crate::support::schema::assert_schema;
-use crate::support::{Done, Running, Store, finish, on_every_store, wait_for};
+use crate::support::{DLOCK, Done, Running, Store, command, finish, on_every_store, wait_for};
 
 on_every_store![
     a_script_holds_a_key_from_acquire_to_release,
     a_lease_that_nobody_renews_ends_with_its_ttl,
     a_renewal_counts_from_now_and_never_shortens,
     a_lease_whose_id_nobody_reads_is_given_back,
+    an_id_that_would_go_nowhere_is_not_asked_for,
     a_signal_before_the_id_is_out_leaves_nothing,
     check_says_for_how_long_the_lease_is_good,
     what_a_run_holds_is_not_for_scripts_to_renew_or_release,
@@ -82,6 +83,19 @@ fn a_lease_whose_id_nobody_reads_is_given_back(store: &Store) {
     let full = std::fs::File::options().write(true).open("/dev/full").expect("it is there");
     finish(store.dlock(&["acquire", "k"]).stdout(full)).says(71, &["given back", "no space"]);
     store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
+}
+
+fn an_id_that_would_go_nowhere_is_not_asked_for(store: &Store) {
+    for stdout in [">&-", "1</dev/null", ">\"$FILE\""] {
+        let mut shell = command("bash");
+        // A file that may have no bytes is one to which nothing can be written.
+        let limit = if stdout.contains("FILE") { "ulimit -f 0;" } else { "" };
+        shell.args(["-c", &format!("{limit} exec {DLOCK} acquire k {stdout}")]);
+        // The file store's own file could not be written then, either; that is an error, too.
+        let done = finish(shell.env("DLOCK_STORE", store.url()).env("FILE", store.path("id")));
+        assert_eq!(done.status.code(), Some(71), "{stdout}: {done:?}");
+        store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
+    }
 }
 
 fn a_signal_before_the_id_is_out_leaves_nothing(store: &Store) {

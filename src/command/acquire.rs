@@ -4,6 +4,7 @@
 use std::sync::mpsc;
 use std::time::SystemTime;
 
+use nix::libc;
 use nix::unistd::{Pid, getppid};
 use serde_json::json;
 
@@ -11,15 +12,21 @@ use super::json::{SCHEMA, rfc3339};
 use super::{asking, waiting, words};
 use crate::cli;
 use crate::config::{self, Held, Settings, Terms};
-use crate::exit::{Ending, Failure};
+use crate::exit::{Code, Ending, Failure};
 use crate::holder::{self, Acquired, Lease};
 use crate::model::{Key, Refusal};
 use crate::output;
 use crate::signal;
 use crate::store::Intent;
+use crate::sys;
 
 /// Takes a lease, and hands it over by its id.
 pub(super) fn acquire(acquire: cli::Acquire, settings: &Settings) -> Result<Ending, Failure> {
+    if !sys::has_stdout() {
+        return Err(Failure::new(Code::Os, "stdout is closed or cannot be written to, and the lease id goes there"));
+    }
+    // A file that may not grow is an error, then, and no death that leaves the lease behind.
+    sys::ignore(libc::SIGXFSZ);
     let (caller, program) = caller();
     let mut terms = Terms::read(config::key(&acquire.key)?, acquire.terms, program, settings)?;
     if let Some(pid) = caller {
