@@ -1,7 +1,7 @@
 //! What a run reports of itself, whatever became of it.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
@@ -24,6 +24,7 @@ on_every_store![
     a_signal_before_there_is_a_command_is_reported_before_dlock_dies_of_it,
     what_keeps_a_command_from_being_started_is_reported,
     a_run_that_cannot_report_does_not_begin,
+    a_link_of_somebody_else_where_everybody_may_make_links_is_not_followed,
     a_killed_dlock_leaves_the_old_report_and_nothing_else,
 ];
 
@@ -194,6 +195,24 @@ fn what_keeps_a_command_from_being_started_is_reported(store: &Store) {
     let (done, report) = reported(store, &["k", "--", "/none"]);
     assert_eq!((&report["outcome"], &report["exit"]), (&"error".into(), &127.into()));
     assert_eq!((&report["error"], report["lease"].is_string()), (&said(&done).into(), true));
+}
+
+fn a_link_of_somebody_else_where_everybody_may_make_links_is_not_followed(store: &Store) {
+    if !(nix::unistd::geteuid().is_root() || crate::support::skipped("only root can make links of other users")) {
+        return;
+    }
+    let (folder, target) = (store.path("tmp"), store.path("precious"));
+    fs::create_dir(&folder).expect("a folder");
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o1777)).expect("it is ours");
+    fs::write(&target, "precious").expect("a file");
+    let link = folder.join("report");
+    symlink(&target, &link).expect("a link");
+    lchown(&link, Some(65534), None).expect("we are root");
+    store.run(&["run", "k", "--report", path(&link), "--", "echo", "ran"]).says(73, &["permission denied"]);
+    assert_eq!(fs::read_to_string(&target).expect("it is there"), "precious");
+    lchown(&link, Some(0), None).expect("we are root");
+    store.run(&["run", "k", "--report", path(&link), "--", "true"]).is(0, "", "");
+    read(&target);
 }
 
 fn a_run_that_cannot_report_does_not_begin(store: &Store) {

@@ -1,10 +1,10 @@
 //! `dlock run --report`: what became of a run, for programs, whatever that was.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::libc::{O_NOCTTY, O_NONBLOCK};
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::{AccessFlags, access, geteuid};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
@@ -212,7 +212,10 @@ impl Place {
                 return descriptor(&folder, &name).map(Self::Open);
             }
             match fs::symlink_metadata(&path) {
-                Ok(found) if found.is_symlink() => path = folder.join(fs::read_link(&path)?),
+                Ok(found) if found.is_symlink() => {
+                    is_trusted(&found, &folder)?;
+                    path = folder.join(fs::read_link(&path)?);
+                }
                 Ok(found) if found.is_dir() => return Err(Errno::EISDIR.into()),
                 Ok(found) if found.file_type().is_socket() => return Err(Errno::ENXIO.into()),
                 Ok(found) if !found.is_file() => {
@@ -238,6 +241,17 @@ impl Place {
             Self::Open(file) => (&*file).write_all(text.as_bytes()),
         }
     }
+}
+
+/// Where everybody may make links, only ours and those of the folder's owner are followed: as the kernel does it
+/// (`fs.protected_symlinks`), which sees no link of ours being followed.
+fn is_trusted(link: &Metadata, folder: &Path) -> io::Result<()> {
+    let place = fs::metadata(folder)?;
+    let is_anybodys = place.mode() & 0o1002 == 0o1002;
+    if is_anybodys && ![geteuid().as_raw(), place.uid()].contains(&link.uid()) {
+        return Err(Errno::EACCES.into());
+    }
+    Ok(())
 }
 
 /// A file beside this one, which is gone when it is dropped.
