@@ -197,13 +197,16 @@ fn unlock_shows_the_holder_and_asks(store: &Store) {
 }
 
 mod watched_by_programs {
-    use super::{Duration, Running, Signal, Store, kill, on_every_store};
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use serde_json::Value;
+
+    use super::{Duration, Running, Signal, Stdio, Store, kill, on_every_store};
 
     on_every_store![
         each_change_is_an_object_of_a_line,
         only_what_was_asked_for_is_told,
         a_reader_that_has_gone_away_ends_it,
+        one_whose_reader_does_not_read_ends_when_it_is_asked_to,
     ];
 
     fn next(watcher: &mut Running) -> Value {
@@ -257,6 +260,22 @@ mod watched_by_programs {
         let _a = store.hold("app/a");
         assert_eq!(next(&mut one)["keys"][0]["key"], "app/a");
         assert_eq!(next(&mut some)["keys"][0]["key"], "app/a");
+    }
+
+    fn one_whose_reader_does_not_read_ends_when_it_is_asked_to(store: &Store) {
+        let (reader, writer) = nix::unistd::pipe().expect("a pipe");
+        fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("it is ours");
+        while nix::unistd::write(&writer, &[b' '; 4096]).is_ok() {}
+        fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).expect("it is ours");
+        let mut watcher = store.dlock(&["status", "--watch", "--json"]);
+        let mut watcher = watcher.stdin(Stdio::null()).stdout(writer).spawn().expect("it starts");
+        let pid = nix::unistd::Pid::from_raw(watcher.id().cast_signed());
+        let wchan = || std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+        crate::support::wait_for("it writes", || wchan().contains("pipe_write"));
+        kill(pid, Signal::SIGTERM).expect("it runs");
+        let status = watcher.wait().expect("it ends");
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(Signal::SIGTERM as i32));
+        drop(reader);
     }
 
     fn a_reader_that_has_gone_away_ends_it(store: &Store) {

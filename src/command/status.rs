@@ -64,8 +64,12 @@ pub(super) fn status(status: &cli::Status, settings: &Settings) -> Result<Ending
 /// Shows keys whenever they change, until a signal comes or nobody reads any more.
 fn watch(which: Which, json: bool, settings: &Settings) -> Result<Ending, Failure> {
     let (bell, events) = mpsc::channel();
-    signal::listen(&bell).map_err(|error| Failure::os("cannot listen to signals", &error))?;
-    let (sender, news) = mpsc::channel();
+    if !json && Screen::of(Stream::Stdout).is_some() {
+        signal::listen(&bell).map_err(|error| Failure::os("cannot listen to signals", &error))?;
+    }
+    // Elsewhere there is nothing to wipe, and whoever waits for a reader that does not read must hear what asks it to
+    // end: so that ends it as it does by default. Nor does news pile up meanwhile.
+    let (sender, news) = mpsc::sync_channel(1);
     let ring = bell.clone();
     let mut shown = Shown {
         which: which.clone(),
