@@ -207,6 +207,7 @@ mod watched_by_programs {
         only_what_was_asked_for_is_told,
         a_reader_that_has_gone_away_ends_it,
         one_whose_reader_does_not_read_ends_when_it_is_asked_to,
+        many_keys_one_after_the_other_need_no_more_than_one,
     ];
 
     fn next(watcher: &mut Running) -> Value {
@@ -276,6 +277,21 @@ mod watched_by_programs {
         let status = watcher.wait().expect("it ends");
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(Signal::SIGTERM as i32));
         drop(reader);
+    }
+
+    fn many_keys_one_after_the_other_need_no_more_than_one(store: &Store) {
+        let _held = store.hold("held");
+        let mut watcher = Running::start(&mut store.dlock(&["status", "--watch", "--json"]));
+        next(&mut watcher);
+        let count = |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", watcher.pid())).expect("it runs").count();
+        let (files, threads) = (count("fd"), count("task"));
+        for number in 0..20 {
+            // One whose name is that of its file, and one whose is too long.
+            for key in [format!("k{number}"), "é".repeat(60) + &number.to_string()] {
+                store.hold(&key).finish().is(0, "", "");
+            }
+        }
+        crate::support::wait_for("it lets go", || count("fd") < files + 6 && count("task") < threads + 6);
     }
 
     fn a_reader_that_has_gone_away_ends_it(store: &Store) {

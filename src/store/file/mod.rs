@@ -242,10 +242,6 @@ impl Register for FileRegister {
     }
 
     fn keys(&self) -> Result<Vec<Key>, StoreError> {
-        #[derive(serde::Deserialize)]
-        struct Named {
-            key: Key,
-        }
         let mut keys = Vec::new();
         for name in self.directory.names()? {
             let Some(name) = name.to_str() else { continue };
@@ -260,11 +256,7 @@ impl Register for FileRegister {
                 }
             };
             let key = match content {
-                // What another version of dlock wrote has a key, too.
-                Some(Content::Page(page)) => {
-                    let named = serde_json::from_slice::<Named>(&page.record).ok().map(|named| named.key);
-                    named.filter(|key| self.directory.name_of(key) == name)
-                }
+                Some(Content::Page(page)) => page.key().filter(|key| self.directory.name_of(key) == name),
                 // Whoever inspects it is told what is wrong, if it was not just being written.
                 Some(Content::Damaged) => self.directory.key_of(name),
                 Some(Content::Empty) | None => continue,

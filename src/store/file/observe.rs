@@ -1,7 +1,7 @@
 //! How one hears of all changes: the directory tells of each file that is written, and the bytes that holders
 //! and waiters keep locked tell of their death, which writes nothing.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -16,6 +16,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 
 use super::directory::{Directory, cannot};
 use super::lock;
+use super::page::{self, Content};
 use super::watch::{WITHOUT_BELL, timeout};
 use crate::model::{Key, Record, Role};
 use crate::signal;
@@ -55,17 +56,24 @@ impl DirectoryObserver {
         Ok(Self { directory, only, bell, woken, files: HashMap::new() })
     }
 
+    /// Closes the files of those that nobody holds or waits for any more: whoever is shown many keys, one after the
+    /// other, has not all of them open.
+    fn let_go(&mut self, shown: &[Record]) {
+        if shown.is_empty() {
+            return;
+        }
+        let live: BTreeMap<&Key, HashSet<u64>> = shown.iter().map(|record| (&record.key, signs(record))).collect();
+        self.files.retain(|key, watched| {
+            let bytes = live.get(key);
+            watched.bytes.retain(|byte| bytes.is_some_and(|bytes| bytes.contains(byte)));
+            bytes.is_some_and(|bytes| !bytes.is_empty())
+        });
+    }
+
     /// Puts threads to sleep on the bytes that holders and waiters of a record keep locked; whether there are enough.
     fn sleep_on(&mut self, record: &Record) -> Result<bool, StoreError> {
         let key = &record.key;
-        let live = |(ticket, role, mode)| lock::bytes(ticket, role, mode).start;
-        let holding = record.holders.iter().flat_map(|hold| {
-            let levels = hold.levels.iter().filter(|level| level.until.is_none());
-            levels.map(|level| (level.ticket, Role::Holding, hold.mode))
-        });
-        let waiting = record.queue.iter().filter(|waiter| waiter.until.is_none());
-        let waiting = waiting.map(|waiter| (waiter.ticket, Role::Waiting, waiter.mode));
-        let bytes: Vec<u64> = holding.chain(waiting).map(live).collect();
+        let bytes = signs(record);
         if bytes.is_empty() {
             return Ok(true);
         }
@@ -84,6 +92,15 @@ impl DirectoryObserver {
             watched.bytes.insert(byte);
         }
         Ok(true)
+    }
+
+    /// The key that stands in a file.
+    fn written_in(&self, name: &str) -> Option<Key> {
+        let file = self.directory.named(name).ok()??;
+        match page::read(&file) {
+            Ok(Content::Page(page)) => page.key().filter(|key| self.directory.name_of(key) == name),
+            _ => None,
+        }
     }
 
     /// What the bell told.
@@ -108,8 +125,15 @@ impl DirectoryObserver {
                     }
                     keys.insert(key);
                 }
-                // Its name is too long to tell the key.
-                None if self.directory.may_name(&name) => return Ok(Changed::Any),
+                // Its name is too long to tell the key, and nothing is left that would.
+                None if mask.intersects(AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM)
+                    && self.directory.may_name(&name) =>
+                {
+                    return Ok(Changed::Any);
+                }
+                // If the file does not tell it, either, it is being written,
+                // and rings once more, or is none of ours.
+                None if self.directory.may_name(&name) => keys.extend(self.written_in(&name)),
                 None => {}
             }
         }
@@ -120,6 +144,7 @@ impl DirectoryObserver {
 
 impl Observer for DirectoryObserver {
     fn next(&mut self, shown: &[Record], limit: Option<Duration>) -> Result<Changed, StoreError> {
+        self.let_go(shown);
         let mut unheard = BTreeSet::new();
         // Without a bell all is looked at anyway.
         for record in if self.bell.is_some() { shown } else { &[] } {
@@ -169,6 +194,17 @@ impl Woken {
         signal::unheard(|| thread::Builder::new().name("observer".into()).stack_size(64 << 10).spawn(sleep))?;
         Ok(true)
     }
+}
+
+/// The bytes that holders and waiters of a record keep locked.
+fn signs(record: &Record) -> HashSet<u64> {
+    let holding = record.holders.iter().flat_map(|hold| {
+        let levels = hold.levels.iter().filter(|level| level.until.is_none());
+        levels.map(|level| (level.ticket, Role::Holding, hold.mode))
+    });
+    let waiting = record.queue.iter().filter(|waiter| waiter.until.is_none());
+    let waiting = waiting.map(|waiter| (waiter.ticket, Role::Waiting, waiter.mode));
+    holding.chain(waiting).map(|(ticket, role, mode)| lock::bytes(ticket, role, mode).start).collect()
 }
 
 fn bell(directory: &Directory) -> io::Result<Option<Inotify>> {

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use crate::model::Key;
+
 /// How much room a slot has. The file is sparse: only what is written takes space.
 const SLOT: u64 = 1 << 20;
 
@@ -29,6 +31,17 @@ pub(super) struct Page {
     pub(super) base: i64,
     /// The record.
     pub(super) record: Vec<u8>,
+}
+
+impl Page {
+    /// The key of the record, which what another version of dlock wrote has, too.
+    pub(super) fn key(&self) -> Option<Key> {
+        #[derive(serde::Deserialize)]
+        struct Named {
+            key: Key,
+        }
+        serde_json::from_slice::<Named>(&self.record).ok().map(|named| named.key)
+    }
 }
 
 /// What a file holds.
