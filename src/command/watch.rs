@@ -146,6 +146,7 @@ impl Follower {
         let mut records: BTreeMap<Key, Record> = read.into_iter().map(|record| (record.key.clone(), record)).collect();
         // Once a record was read for an instant that passed, others that pass are left for a while.
         let mut rested = Moment::now();
+        let (stamp, heard) = (store.now(), Moment::now());
         loop {
             let shown: Vec<Record> = records.values().cloned().collect();
             if !news(News::Seen(shown.clone(), (store.now(), Moment::now()))) {
@@ -158,6 +159,11 @@ impl Follower {
                     Changed::Any => return Ok(true),
                     Changed::Keys(keys) => keys,
                 };
+                // Instants that were read before a clock was set are not those of the clock any more.
+                let (now, then) = (store.now(), stamp.after(Moment::now().since(heard)));
+                if now.since(then).max(then.since(now)) > WANTED {
+                    return Ok(true);
+                }
                 if !changed.is_empty() {
                     thread::sleep(CALM);
                     match observer.next(&[], Some(Duration::ZERO))? {

@@ -305,6 +305,23 @@ impl Record {
         still(self) != still(other)
     }
 
+    /// The same record by a clock that is so many microseconds ahead of the one that it was kept by. What is over stays
+    /// where it was.
+    #[must_use]
+    pub fn moved(mut self, ahead: i64) -> Self {
+        let at = |stamp: Stamp| stamp.moved(ahead);
+        for hold in &mut self.holders {
+            hold.levels.iter_mut().for_each(|level| level.until = level.until.map(at));
+            (hold.granted_at, hold.asked_at) = (at(hold.granted_at), at(hold.asked_at));
+            hold.hold_until = hold.hold_until.map(at);
+        }
+        for waiter in &mut self.queue {
+            waiter.asked_at = at(waiter.asked_at);
+            (waiter.until, waiter.offered_at) = (waiter.until.map(at), waiter.offered_at.map(at));
+        }
+        self
+    }
+
     /// Whether something of it must outlive the processes that it speaks of, and so a crash of the machine.
     #[must_use]
     pub fn must_last(&self) -> bool {

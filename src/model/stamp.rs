@@ -28,6 +28,12 @@ impl Stamp {
         Self(self.0.saturating_add(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
     }
 
+    /// This instant by a clock that is so many microseconds ahead.
+    #[must_use]
+    pub const fn moved(self, ahead: i64) -> Self {
+        Self(self.0.saturating_add_signed(ahead))
+    }
+
     /// How long after `earlier` this instant is; zero if it is not.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {

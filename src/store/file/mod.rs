@@ -238,7 +238,7 @@ impl Register for FileRegister {
         // To look, it is enough that the file can be read.
         let Some(file) = self.directory.named(&self.directory.name_of(key))? else { return Ok(None) };
         let reading = self.look(key, &file)?;
-        Ok((reading.generation > 0).then(|| reading.record.clone().seen(&reading)))
+        Ok((reading.generation > 0).then(|| reading.by_wall_clock()))
     }
 
     fn keys(&self) -> Result<Vec<Key>, StoreError> {

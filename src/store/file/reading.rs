@@ -13,6 +13,10 @@ use crate::store::{StoreError, Trouble};
 /// How often a record is read that others keep changing. A change takes longer than a reading.
 const SETTLED_AFTER: u32 = 20;
 
+/// By how much the clock of a key may differ from the wall clock, in microseconds, and be taken for it: both are read
+/// one after the other.
+const SAME: u64 = 50_000;
+
 /// A record as it was read, and the clock that goes with it.
 pub(super) struct Reading<'a> {
     pub(super) file: &'a File,
@@ -33,6 +37,16 @@ impl Clock for Reading<'_> {
         let byte = lock::place(ticket) + u64::from(role == Role::Holding);
         // Whose life cannot be ruled out lives.
         lock::is_locked(self.file, &(byte..byte + 1)).unwrap_or(true)
+    }
+}
+
+impl Reading<'_> {
+    /// The record as an operation would find it now, its instants by the wall clock, which may have been set since
+    /// the clock of the key began.
+    pub(super) fn by_wall_clock(&self) -> Record {
+        let seen = self.record.clone().seen(self);
+        let ahead = wall_clock() - micros(Moment::now().as_duration()) - self.base;
+        if ahead.unsigned_abs() < SAME { seen } else { seen.moved(ahead) }
     }
 }
 
@@ -108,6 +122,50 @@ impl FileRegister {
                 let words = format!("'{path}' holds no record of '{key}': {why}; {remedy}");
                 StoreError::new(Trouble::Untrusted, words)
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::page::{self, Content, Page};
+    use super::{FileRegister, micros, wall_clock};
+    use crate::model::{Ask, Info, Key, LeaseId, Mode, Patience, Stamp};
+    use crate::store::Register;
+
+    #[test]
+    fn a_lease_is_told_by_the_wall_clock_also_if_that_was_set_since() {
+        let (ttl, set) = (Duration::from_secs(60), Duration::from_secs(3600));
+        let folder = tempfile::tempdir().expect("a directory");
+        let register = FileRegister::open(folder.path(), true).expect("it is ours");
+        let (key, lease) = (Key::parse("k").expect("a key"), LeaseId::new([1; 16]));
+        let ask = Ask {
+            lease,
+            level: lease,
+            mode: Mode::Exclusive,
+            ttl: Some(ttl),
+            patience: Patience::None,
+            if_fence: None,
+            min_hold: Duration::ZERO,
+            max_reentry: 0,
+            attended: false,
+            info: Info::default(),
+        };
+        register.transact(&key, Some(lease), |record, clock| record.acquire(clock, &ask)).expect("it is free");
+        let file = register.directory.file(&key, false).expect("it is ours").expect("it is there");
+        for set in [micros(set), -micros(set)] {
+            let Content::Page(page) = page::read(&file).expect("it can be read") else { panic!("no page") };
+            let mut record = crate::model::Record::decode(&key, &page.record).expect("a record").moved(set);
+            record.fence.0 += 1;
+            let changed =
+                Page { generation: page.generation + 1, base: page.base + set, record: record.encode(), ..page };
+            page::write(&file, &changed).expect("it can be written");
+            let seen = register.read(&key).expect("it is ours").expect("it is there");
+            let now = Stamp::from_micros(wall_clock().unsigned_abs());
+            let left = seen.holders[0].ends_at().expect("it has an end").since(now);
+            assert!(left <= ttl && left + Duration::from_secs(20) > ttl, "{left:?}");
         }
     }
 }
