@@ -132,13 +132,16 @@ impl fmt::Debug for Address {
 }
 
 /// What stands behind the `?`.
-struct Parameters(Vec<(String, String)>);
+struct Parameters {
+    left: Vec<(String, String)>,
+    had_password: bool,
+}
 
 impl Parameters {
     /// Reads them, and makes the paths among them absolute.
     fn read(url: &mut Url, here: &Path) -> Result<Self, String> {
         if url.query().is_none() {
-            return Ok(Self(Vec::new()));
+            return Ok(Self { left: Vec::new(), had_password: false });
         }
         let mut all = Vec::new();
         for (name, value) in url.query_pairs() {
@@ -152,12 +155,13 @@ impl Parameters {
             all.push((name.to_string(), value));
         }
         url.query_pairs_mut().clear().extend_pairs(&all);
-        Ok(Self(all))
+        let had_password = all.iter().any(|(name, _)| name == "password");
+        Ok(Self { left: all, had_password })
     }
 
     fn take(&mut self, name: &str) -> Option<String> {
-        let at = self.0.iter().position(|(other, _)| other == name)?;
-        Some(self.0.swap_remove(at).1)
+        let at = self.left.iter().position(|(other, _)| other == name)?;
+        Some(self.left.swap_remove(at).1)
     }
 
     fn tls(&mut self) -> Result<Tls, String> {
@@ -170,7 +174,7 @@ impl Parameters {
     }
 
     fn nothing_left(&self) -> Result<(), String> {
-        match self.0.first() {
+        match self.left.first() {
             None => Ok(()),
             Some((name, _)) if ["ca", "cert", "key"].contains(&&**name) => {
                 Err(format!("'{name}' is for TLS, which is 'rediss://'"))
@@ -178,6 +182,10 @@ impl Parameters {
             // The '?' may have been one of a password.
             Some((name, value)) if name.contains('@') || value.contains('@') => {
                 Err("a '?' in a password is written %3F".into())
+            }
+            // The '&' before it may have been one, too.
+            Some(_) if self.had_password => {
+                Err("dlock does not know all that is behind the '?' (a '&' in a password is written %26)".into())
             }
             Some((name, _)) => Err(format!("dlock knows no '{name}' behind the '?'")),
         }
@@ -243,6 +251,7 @@ mod tests {
             ("redis://:s3cret@h?prefix=", "prefix"),
             ("rediss://:s3cret@h?cert=x", "need each other"),
             ("redis+unix://sock", "three slashes"),
+            ("redis+unix:///sock?password=a&s3cret", "written %26"),
             ("redis://:s3cret@h:99999", "cannot be read"),
         ] {
             let error = parse(text).expect_err(text);
