@@ -397,3 +397,11 @@ fn a_password_of_the_file_is_in_no_environment() {
         }
     });
 }
+
+#[test]
+fn a_file_without_end_is_refused_and_not_read_for_ever() {
+    let store = Store::new();
+    store.run(&["--config", "/dev/zero", "fence", "k"]).says(78, &["'/dev/zero'", "longer than 1 MiB"]);
+    let mut dlock = store.dlock(&["--store-file", "/dev/zero", "fence", "k"]);
+    finish(dlock.env_remove("DLOCK_STORE")).says(78, &["'/dev/zero'", "longer than 1 MiB"]);
+}

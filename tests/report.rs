@@ -249,13 +249,18 @@ fn a_report_replaces_the_file_as_a_whole_and_what_a_link_leads_to() {
     let old = fs::File::open(&file).expect("it is there");
     symlink("report.json", store.path("inner")).expect("a link");
     symlink(store.path("inner"), &link).expect("a link");
-    let mut shell = command("sh");
-    shell.args(["-c", "umask 027; exec \"$@\"", "sh", DLOCK, "run", "k", "--report", path(&link), "--", "true"]);
-    finish(shell.env("DLOCK_STORE", store.url())).is(0, "", "");
+    let report = |file: &std::path::Path| {
+        let mut shell = command("sh");
+        shell.args(["-c", "umask 027; exec \"$@\"", "sh", DLOCK, "run", "k", "--report", path(file), "--", "true"]);
+        finish(shell.env("DLOCK_STORE", store.url())).is(0, "", "");
+    };
+    report(&link);
     assert_eq!(read(&file)["outcome"], "ran");
     assert_eq!(std::io::read_to_string(old).expect("it can be read"), "old");
     assert!(fs::symlink_metadata(&link).expect("it is there").is_symlink());
-    let mode = fs::metadata(&file).expect("it is there").permissions().mode();
+    let new = store.path("new.json");
+    report(&new);
+    let mode = fs::metadata(&new).expect("it is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o640, "as the umask has it");
 }
 
@@ -354,4 +359,14 @@ mod on_redis {
             store.server().thaw();
         });
     }
+}
+
+#[test]
+fn whoever_may_read_the_last_report_may_read_the_next_and_nobody_else() {
+    let store = Store::new();
+    let file = store.path("report.json");
+    fs::write(&file, "").and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(0o600))).expect("a file");
+    store.run(&["run", "--report", path(&file), "k", "--", "true"]).is(0, "", "");
+    assert_eq!(fs::metadata(&file).expect("the report").permissions().mode() & 0o777, 0o600);
+    assert_eq!(assert_schema("report", &fs::read_to_string(&file).expect("the report"))["outcome"], "ran");
 }

@@ -234,7 +234,11 @@ impl Place {
         match self {
             Self::Named(path) => {
                 let mut file = temporary(path)?;
-                file.write_all(text.as_bytes())?;
+                // Whoever may read the last report may read this one.
+                if let Ok(last) = fs::metadata(path) {
+                    file.as_file().set_permissions(last.permissions())?;
+                }
+                file.as_file_mut().write_all(text.as_bytes())?;
                 file.persist(path).map(drop).map_err(|error| error.error)
             }
             Self::There(path) => appending().open(path)?.write_all(text.as_bytes()),

@@ -11,6 +11,9 @@ use nix::unistd::{Gid, Group};
 const GROUP: u32 = 0o040;
 const ALL: u32 = 0o004;
 
+/// More than any URL and any config file needs, and less than a device without end has.
+const LONGEST: u64 = 1 << 20;
+
 /// The text of a file.
 pub(super) struct Text {
     /// What it holds.
@@ -29,7 +32,7 @@ enum Readers {
 /// Reads a file.
 ///
 /// # Errors
-/// As those of [`Read::read_to_string`].
+/// As those of [`Read::read_to_string`], and if the file is far too long.
 pub(super) fn read(path: &Path) -> io::Result<Text> {
     let mut file = File::open(path)?;
     let found = file.metadata()?;
@@ -41,7 +44,9 @@ pub(super) fn read(path: &Path) -> io::Result<Text> {
         _ => None,
     };
     let mut words = String::new();
-    file.read_to_string(&mut words)?;
+    if (&mut file).take(LONGEST).read_to_string(&mut words)? as u64 == LONGEST {
+        return Err(io::Error::other("it is longer than 1 MiB"));
+    }
     Ok(Text { words, readers })
 }
 
