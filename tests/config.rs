@@ -133,7 +133,7 @@ fn the_store_timeout_of_the_file_is_the_one_that_counts() {
     let start = Instant::now();
     let config = |timeout: &str| format!("store = 'redis://127.0.0.1:1'\nstore_timeout = {timeout}");
     with(&store, &config("'100ms'"), &["fence", "k"]).says(69, &["127.0.0.1:1"]);
-    with(&store, &config("3600"), &["fence", "--store-timeout", "0.1", "k"]).says(69, &["127.0.0.1:1"]);
+    with(&store, &config("60"), &["fence", "--store-timeout", "0.1", "k"]).says(69, &["127.0.0.1:1"]);
     assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
 }
 
@@ -325,8 +325,9 @@ fn a_url_file_with_a_password_that_others_can_read_is_warned_about() {
     }
 }
 
-/// What a command sees of the settings, and then a run inside it, from another directory.
-const SEE_AND_ENTER: &str = "echo ${DLOCK_STORE-none} ${DLOCK_STORE_FILE-none} ${DLOCK_CONFIG-none}; cd /; ";
+/// What a command sees of the settings. It ends if it is in another lease than the first one.
+const SEE: &str = "[ ${FIRST=$DLOCK_FENCE} = $DLOCK_FENCE ] || exit 9; export FIRST; \
+                   echo ${DLOCK_STORE-none} ${DLOCK_STORE_FILE-none} ${DLOCK_CONFIG-none}; ";
 
 #[test]
 fn a_run_inside_a_run_enters_its_lease_in_whichever_form_the_store_came() {
@@ -334,12 +335,13 @@ fn a_run_inside_a_run_enters_its_lease_in_whichever_form_the_store_came() {
     write(&store, "sub/url", "file:../locks");
     let names = "[stores.a]\nurl = 'file:../locks'\n[stores.b]\nurl_file = 'url'\n";
     write(&store, "sub/plain.toml", "");
+    fs::create_dir(store.path("sub/sub")).expect("a folder");
     write(&store, "sub/names.toml", names);
     write(&store, "sub/url.toml", "store = 'file:../locks'");
     write(&store, "sub/name.toml", &format!("store = 'b'\n{names}"));
     write(&store, "home/.config/dlock/config.toml", "store = 'file:../../../locks'");
     let (dir, url) = (store.dir.path().display(), format!("file:{}", store.path("sub/../locks").display()));
-    let script = format!("{SEE_AND_ENTER}{DLOCK} run -n k -- sh -c '{SEE_AND_ENTER}{DLOCK} run -n k -- echo in'");
+    let script = format!("{SEE}cd sub; {DLOCK} run -n k -- sh -c '{SEE}echo in'");
     let cases: [(&[&str], (&str, &str), String); 9] = [
         (&["-S", "file:../locks"], ("DLOCK_CONFIG", "plain.toml"), format!("{url} none {dir}/sub/plain.toml")),
         (&["--config", "plain.toml"], ("DLOCK_STORE", "file:../locks"), format!("{url} none {dir}/sub/plain.toml")),
