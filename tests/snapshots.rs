@@ -21,6 +21,8 @@ on_every_store![
     the_past_of_a_key,
     metrics_of_all_keys,
     reports_of_runs,
+    what_the_doctor_says,
+    words_of_a_guard,
 ];
 
 const NOTE: &str = "build 41 \u{1b}[2Jof main";
@@ -334,4 +336,40 @@ fn reports_of_runs(store: &Store) {
     let _holder = store.hold("k");
     store.run(&["run", "--report", file, "-n", "k", "--", "true"]);
     is_as_kept!(store, "reports", [ran, report()].join("\n"));
+}
+
+fn what_the_doctor_says(store: &Store) {
+    store.run(&["run", "k", "--", "true"]).is(0, "", "");
+    let text = store.run(&["doctor"]).stdout;
+    let (facts, findings) = text.split_once("\n\n").expect("facts and findings");
+    let names = facts.lines().map(|line| line.split("  ").next().unwrap_or_default());
+    // What there is to find in a directory depends on the machine.
+    let findings = if store.beats() { findings } else { "" };
+    is_as_kept!(store, "doctor", names.chain(["", findings]).collect::<Vec<_>>().join("\n"));
+    let done = store.run(&["doctor", "--json"]);
+    let mut report = assert_schema("doctor", &done.stdout);
+    if !store.beats() {
+        report["findings"] = Value::Array(Vec::new());
+    }
+    for name in ["facts", "latency_us"] {
+        let values = report[name].as_object_mut().expect("an object").iter_mut();
+        values.for_each(|(name, value)| *value = format!("<{name}>").into());
+    }
+    report["settings"][0]["value"] = "<store>".into();
+    report["clock_bound_ms"] = "<clock_bound_ms, a number>".into();
+    masked_json(&mut report);
+    is_as_kept!(store, "doctor_json", format!("{report:#}"));
+}
+
+fn words_of_a_guard(store: &Store) {
+    let directory = format!("file:{}", store.path("seen").display());
+    let guard = |args: &[&str]| store.run(&[&["guard", "-S", &directory, "db"], args].concat()).stderr;
+    let said = [
+        guard(&["--fence", "7", "--", "true"]),
+        guard(&["--fence", "5", "--", "true"]),
+        guard(&["--fence", "0", "--", "true"]),
+        guard(&["--", "true"]),
+        guard(&["--fence", "7", "true"]),
+    ];
+    is_as_kept!(store, "words_of_a_guard", said.concat().replace(&directory, "DIRECTORY"));
 }

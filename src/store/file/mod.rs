@@ -271,6 +271,8 @@ impl Register for FileRegister {
     }
 
     fn ask_clock(&self) -> Result<Stamp, StoreError> {
+        // What takes its time here is the file system.
+        drop(self.directory.names()?);
         Ok(Stamp::from_micros(u64::try_from(wall_clock()).unwrap_or(0)))
     }
 
