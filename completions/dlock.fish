@@ -44,7 +44,7 @@ complete -c dlock -n "__fish_dlock_needs_command" -f -a "release" -d 'Give such 
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "check" -d 'Print for how many seconds my lease is still good'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "guard" -d 'Run a command unless its fence is older than one that was seen here'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "history" -d 'Show who held a key, for how long, and how that ended'
-complete -c dlock -n "__fish_dlock_needs_command" -f -a "metrics" -d 'Print the same facts about all keys for a monitoring system'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "metrics" -d 'Print facts about all keys for a monitoring system'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "doctor" -d 'Tell whether the store can be trusted with locks'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "completions" -d 'Print a completion script for a shell'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "man" -d 'Print a man page'

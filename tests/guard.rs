@@ -55,8 +55,10 @@ fn await_waiting(store: &Store, waiting: usize) {
 
 #[track_caller]
 fn is_refused(done: &Done, fence: u64, seen: u64) {
-    let words = format!("fence {fence} is stale: 'db' has seen {seen}, so the lock was lost; not running the command");
-    done.is(76, "", &format!("dlock: {words}\n"));
+    let begins = format!("dlock: fence {fence} is stale: 'db' has seen {seen} in /");
+    assert!(done.stderr.starts_with(&begins), "{done:#?}");
+    assert!(done.stderr.ends_with(", so the lock was lost; not running the command\n"), "{done:#?}");
+    done.is(76, "", &done.stderr);
 }
 
 #[test]

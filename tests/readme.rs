@@ -74,7 +74,7 @@ fn the_script_that_is_watched_speaks_of_what_went_wrong_and_of_nothing_else() {
     assert!(lost.starts_with("nightly-report: lost 76 lost 'nightly-report': "), "{lost}");
     // The guardian is the job's parent, and dlock the guardian's.
     let killed = job("read -r _ _ _ dlock _ </proc/$PPID/stat; kill -9 $dlock; exec sleep 60");
-    assert_eq!(killed, "nightly-report: dlock was killed\n");
+    assert_eq!(killed, "nightly-report: no report, exit 137\n");
     let files = fs::read_dir(store.dir.path()).expect("it can be listed").count();
     assert_eq!(files, 3, "locks, bin and the script");
 }

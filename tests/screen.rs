@@ -330,6 +330,21 @@ mod without_a_server {
     }
 
     #[test]
+    fn a_store_that_is_silent_is_told_of_although_nothing_is_to_be_asked() {
+        if !crate::support::has(REDIS) {
+            return;
+        }
+        let store = Store::on(Server::start(REDIS, &[]));
+        let _holder = store.holding("k", &["--ttl", "1h"], "echo ready; cat >/dev/null");
+        let mut terminal = waits(&store, 120, &["status", "--watch"]);
+        terminal.await_screen(|screen| screen.contains("exclusive"));
+        store.server().freeze();
+        terminal.await_screen(|screen| screen.contains("did not answer in time; trying for "));
+        store.server().thaw();
+        terminal.await_screen(|screen| screen.starts_with("KEY") && screen.contains("exclusive"));
+    }
+
+    #[test]
     fn a_store_that_stays_away_ends_a_watch_with_69() {
         if !crate::support::has(REDIS) {
             return;

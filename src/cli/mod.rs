@@ -96,7 +96,7 @@ pub enum Verb {
     Guard(Guard),
     /// Show who held a key, for how long, and how that ended
     History(History),
-    /// Print the same facts about all keys for a monitoring system
+    /// Print facts about all keys for a monitoring system
     Metrics(Metrics),
     /// Tell whether the store can be trusted with locks
     Doctor(Doctor),
@@ -218,9 +218,8 @@ fn one_line(error: &clap::Error) -> String {
     let said: Vec<&str> = said.lines().map(str::trim).collect();
     let verb = std::env::args().nth(1).filter(|verb| Cli::command().find_subcommand(verb).is_some());
     let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
-    // What stands behind '--' is the command, and no value.
-    let has_command = verb.as_deref().is_some_and(|verb| WITH_COMMAND.contains(&verb));
-    let tip = tip.filter(|tip| !has_command || !tip.starts_with("to pass"));
+    // It would make a key, or a command, of a slip of the pen.
+    let tip = tip.filter(|tip| !tip.starts_with("to pass"));
     let tip = tip.map(|tip| format!("; {tip}"));
     let help = verb.map_or_else(|| "dlock --help".into(), |verb| format!("dlock {verb} --help"));
     format!("{}{}; see '{help}'", said.join(" "), tip.unwrap_or_default()).replace("subcommand", "verb")

@@ -153,7 +153,6 @@ pub struct Renew {
 #[derive(Debug, Args)]
 pub struct Mine {
     /// The key (or DLOCK_KEY)
-    #[arg(requires = "lease")]
     pub key: Option<OsString>,
     /// The id of its lease (or DLOCK_LEASE, where other users of the machine do not see it)
     pub lease: Option<OsString>,

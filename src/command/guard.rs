@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::attend::{Ready, give_back};
 use super::report::Course;
-use super::words;
 use crate::child::Environment;
 use crate::cli;
 use crate::config::{GuardPlan, Held};
@@ -57,9 +56,9 @@ pub(super) fn guard(guard: cli::Guard, global: &cli::Global) -> Result<Ending, F
 
 fn stale(plan: &GuardPlan, seen: Fence, store: &dyn Store) -> Ending {
     let (key, fence) = (&plan.run.terms.key, plan.fence);
-    let place = words::place(&plan.settings, store);
     log::error!(
-        "fence {fence} is stale: '{key}' has seen {seen}{place}, so the lock was lost; not running the command"
+        "fence {fence} is stale: '{key}' has seen {seen} in {}, so the lock was lost; not running the command",
+        store.describe()
     );
     Code::Lost.into()
 }

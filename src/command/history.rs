@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::json::{SCHEMA, event_json, system_time};
+use super::status::nothing;
 use super::words;
 use crate::cli;
 use crate::config::{self, Settings};
@@ -42,7 +43,7 @@ pub(super) fn history(history: &cli::History, settings: &Settings) -> Result<End
     }
     let stories = stories(&record);
     if stories.is_empty() {
-        log::info!("'{}' was never held{}", record.key, words::place(settings, &*store));
+        nothing(&format!("nothing is known of '{}' in {}", record.key, store.describe()));
         return Ok(Ending::OK);
     }
     let mut table = Table::new(&COLUMNS);

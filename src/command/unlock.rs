@@ -43,17 +43,26 @@ pub(super) fn unlock(unlock: &cli::Unlock, settings: &Settings) -> Result<Ending
             let taken = words::taken(&key, &[(*hold).clone()], 0, store.now());
             output::say(Level::Info, &format!("{taken}, lease {}", hold.lease.short()));
         }
-        let asked = output::confirm(if unlock.force { "take it away at once?" } else { "stop and unlock it?" });
+        let attended = meant.iter().any(|hold| hold.attended && !hold.is_cooling());
+        let asked = output::confirm(match (unlock.force, attended) {
+            (true, _) => "take it away at once?",
+            (_, true) => "stop and unlock it?",
+            (_, false) => "take it away? nothing stops a script that holds it",
+        });
         if !asked.map_err(|error| Failure::os("cannot ask", &error))? {
             return Ok(Code::Busy.into());
         }
     }
+    let by_script = meant.iter().any(|hold| !hold.attended && !hold.is_cooling());
     let leases: Vec<LeaseId> = meant.iter().map(|hold| hold.lease).collect();
     let left = meant.iter().filter_map(|hold| hold.ends_at()).map(|end| end.since(store.now())).max();
     let wait = wait.or(left).unwrap_or(PATIENCE);
     let unlocked = super::ask(settings, || store.revoke(&key, &leases, unlock.force, &config::info(None, None)))?;
     if unlocked.told == 0 || await_end(settings, &*store, &key, &leases, wait)? {
         log::info!("'{key}' was unlocked");
+        if by_script && unlock.yes {
+            log::warn!("'{key}' was taken from a script, which nothing stops; it learns of it by 'dlock check'");
+        }
         return Ok(Ending::OK);
     }
     let wait = words::span(wait);

@@ -161,12 +161,10 @@ pub fn key(text: &OsStr) -> Result<Key, Failure> {
 /// # Errors
 /// [`Failure`] with 64.
 pub fn mine(mine: &cli::Mine) -> Result<(Key, LeaseId), Failure> {
-    let (name, id) = match (&mine.key, &mine.lease) {
-        (Some(name), Some(id)) => (name.clone(), id.clone()),
-        _ => match (env::var_os("DLOCK_KEY"), env::var_os("DLOCK_LEASE")) {
-            (Some(name), Some(id)) => (name, id),
-            _ => return Err(Failure::usage("which lease? name KEY and LEASE, or set DLOCK_KEY and DLOCK_LEASE")),
-        },
+    let name = mine.key.clone().or_else(|| env::var_os("DLOCK_KEY"));
+    let id = mine.lease.clone().or_else(|| env::var_os("DLOCK_LEASE"));
+    let (Some(name), Some(id)) = (name, id) else {
+        return Err(Failure::usage("which lease? name KEY and LEASE, or set DLOCK_KEY and DLOCK_LEASE"));
     };
     // It may be a secret, but for a slip of the pen, so it is not repeated.
     let id = id.to_str().and_then(|id| LeaseId::parse(id).ok());

@@ -88,13 +88,17 @@ fn named(global: &cli::Global) -> Result<Option<Setting<Named>>, Failure> {
 
 /// The store that a text at `whence` means, and whether it is the name of one. Relative paths start at `base`.
 fn meant(text: &OsStr, whence: &str, file: Option<&File>, base: &Path) -> Result<(Url, bool), Failure> {
+    let read = file;
     let file = file.filter(|file| !file.stores.is_empty());
     if let (Some(name), Some(file)) = (text.to_str().filter(|text| is_name(text)), file) {
         return Ok((by_name(name, whence, file)?, true));
     }
     let url = url_of(text, base).map_err(|why| {
-        let or_a_name =
-            if text.to_str().is_some_and(is_name) { ", or a store of the config file by its name" } else { "" };
+        let or_a_name = match text.to_str().is_some_and(is_name) {
+            true if read.is_some() => ", or a store of the config file by its name",
+            true => ", or a store of the config file by its name, and there is no config file",
+            false => "",
+        };
         config(format!("{whence}: {why}{or_a_name}"))
     })?;
     Ok((url, false))

@@ -61,7 +61,7 @@ fn with_globals(dlock: &Command, verb: &str) -> Command {
     let found = dlock.find_subcommand(verb).expect("it has a page").clone();
     let globals = dlock.get_arguments().filter(|arg| arg.is_global_set()).cloned();
     let name = format!("dlock-{verb}");
-    found.name(name).args(globals)
+    found.name(name.clone()).bin_name(format!("dlock {verb}")).args(globals)
 }
 
 fn section(name: &str) -> Roff {

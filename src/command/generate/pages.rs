@@ -66,7 +66,7 @@ const UNLOCK: Page = Page {
     about: "Tells the holder of KEY to stop its command and to give KEY back, and waits for that, so that nobody \
             overlaps. On a terminal it shows the holder and asks; elsewhere it wants --yes. It frees the lease that \
             it showed, and nobody who came since. With --force the key is free at once, while the former holder may \
-            still be stopping.",
+            still be stopping. A lease of dlock acquire is taken at once, too: nothing stops the script that holds it.",
     exit: &[
         ("0", "the key was freed"),
         ("1", "it was free"),

@@ -245,7 +245,8 @@ fn evicts(told: &Told) -> Option<Finding> {
 }
 
 fn forgets(told: &Told) -> Option<Finding> {
-    const TODO: &str = "'appendonly yes' and 'appendfsync always' in its configuration";
+    const TODO: &str = "'CONFIG SET appendonly yes' and 'CONFIG SET appendfsync always' while it runs, and then the same in its \
+                        configuration: started with a new append-only file, it forgets all";
     if told.is("aof_enabled") {
         return None;
     }

@@ -15,13 +15,15 @@ use crate::model::{Key, Record};
 use crate::store::{Changed, Observer, StoreError};
 
 /// How long a server may be silent before it is asked for a sign of life, and how long that may take.
-const SILENCE: (Duration, Duration) = (Duration::from_secs(16), Duration::from_secs(2));
+const SILENCE: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(2));
 
 /// A connection on which the server tells of changes.
 pub(super) struct Subscription {
     connection: Connection,
     subscribe: Cmd,
     address: Address,
+    /// When the server said something last.
+    heard: Moment,
 }
 
 impl Subscription {
@@ -34,7 +36,7 @@ impl Subscription {
         };
         match connection.ask(std::slice::from_ref(&subscribe), until.left())?.pop() {
             Some(Value::ServerError(error)) => Err(Failure::Server(error)),
-            _ => Ok(Self { connection, subscribe, address: store.address.clone() }),
+            _ => Ok(Self { connection, subscribe, address: store.address.clone(), heard: Moment::now() }),
         }
     }
 
@@ -58,11 +60,14 @@ impl Subscription {
         let until = timeout.map(|timeout| Moment::now().after(timeout));
         loop {
             let left = until.map_or(Duration::MAX, Moment::left);
-            let mut heard = self.listen(left.min(SILENCE.0))?;
-            if heard.is_none() && left > SILENCE.0 {
+            let mut heard = self.listen(left.min(self.heard.after(SILENCE.0).left()))?;
+            if heard.is_none() && self.heard.after(SILENCE.0).left().is_zero() {
                 // To subscribe again changes nothing, and has an answer.
                 self.connection.send(std::slice::from_ref(&self.subscribe), SILENCE.1)?;
                 heard = Some(self.listen(SILENCE.1)?.ok_or(Failure::Silent)?);
+            }
+            if heard.is_some() {
+                self.heard = Moment::now();
             }
             let keys = heard.unwrap_or_default();
             if !keys.is_empty() || until.is_some_and(|until| until.left().is_zero()) {
