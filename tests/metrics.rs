@@ -126,7 +126,7 @@ fn what_ended_by_itself_or_was_taken_is_counted(store: &Store) {
     store.run(&["acquire", "k", "--ttl", "500ms"]);
     wait_for("the end of the lease", || store.status("k")["held"] == false);
     store.run(&["acquire", "k"]);
-    store.run(&["unlock", "k", "--yes"]).is(0, "", "");
+    store.run(&["unlock", "k", "--yes"]).says(0, &["taken from a script"]);
     // A key that only stays taken is held by nobody, but not to be had either.
     store.run(&["run", "k", "--min-hold", "1h", "--", "true"]).is(0, "", "");
     let now = values(&text(store, &[]), "k");
