@@ -50,7 +50,7 @@ const AT_ONCE: Duration = Duration::from_secs(4);
 const HAND_OVER: Duration = Duration::from_millis(300);
 
 /// The last words about a dlock that was killed.
-const OBITUARY: &str = "dlock: 'k': dlock was killed; the command and all that it started were stopped\n";
+const LAST_WORDS: &str = "dlock: 'k': dlock was killed; the command and all that it started were stopped\n";
 
 /// What is done so often, there or here.
 fn times(store: &Store, (file, beats): (u32, u32)) -> u32 {
@@ -116,7 +116,7 @@ fn a_dlock_killed_at_any_moment_leaves_the_key_to_the_next(store: &Store) {
         let victim = victim.finish();
         assert!(!victim.stdout.contains("overlap"), "{victim:#?}");
         // If there was a command by then, whoever is left says what became of it.
-        assert!(["", OBITUARY].contains(&&*victim.stderr), "{victim:#?}");
+        assert!(["", LAST_WORDS].contains(&&*victim.stderr), "{victim:#?}");
         // Where nobody sees it die, it may still be in the queue: two in a row would take longer.
         if store.beats() {
             store.run(&["run", "-w", &limit, "k", "--", "true"]).is(0, "", "");
@@ -247,7 +247,7 @@ fn whoever_reads_stderr_hears_that_dlock_was_killed(store: &Store) {
     let holder = store.holding("k", &[], "echo ready; exec sleep 1000");
     holder.signal(SIGKILL);
     let done = holder.finish();
-    assert_eq!(done.stderr, OBITUARY);
+    assert_eq!(done.stderr, LAST_WORDS);
     // Nobody is told of what ends in another way.
     let mut holder = store.hold("k");
     holder.close_stdin();

@@ -109,7 +109,7 @@ struct Guard {
     witnessed: Vec<(Signal, Moment)>,
     sign_of_life: Option<OwnedFd>,
     /// dlock was killed, and with it the command.
-    bereft: bool,
+    dlock_killed: bool,
 }
 
 /// The work of the guardian is done.
@@ -119,7 +119,7 @@ struct Done;
 ///
 /// # Errors
 /// If the guardian cannot be set up.
-pub(super) fn watch(socket: OwnedFd, program: &Program, inherited: Inherited, obituary: &dyn Fn()) -> io::Result<()> {
+pub(super) fn watch(socket: OwnedFd, program: &Program, inherited: Inherited, last_words: &dyn Fn()) -> io::Result<()> {
     // Another name than dlock's: who kills every `dlock` by name still has its commands looked after.
     prctl::set_name(c"lock-guardian")?;
     prctl::set_child_subreaper(true)?;
@@ -136,13 +136,13 @@ pub(super) fn watch(socket: OwnedFd, program: &Program, inherited: Inherited, ob
         deadline: None,
         witnessed: Vec::new(),
         sign_of_life: None,
-        bereft: false,
+        dlock_killed: false,
     };
     let Err(Done) = guard.serve(program);
     drop(guard.sign_of_life.take());
     // The key is free before anybody reads this.
-    if guard.bereft {
-        obituary();
+    if guard.dlock_killed {
+        last_words();
     }
     Ok(())
 }
@@ -166,7 +166,7 @@ impl Guard {
             if orders {
                 let Ok(Some((order, fd))) = receive(&self.socket) else {
                     // Nobody is there to give orders: dlock was killed.
-                    self.bereft = self.phase != Phase::Idle;
+                    self.dlock_killed = self.phase != Phase::Idle;
                     return self.kill();
                 };
                 self.obey(order, fd, program)?;

@@ -68,7 +68,7 @@ pub struct Outcome {
 
 impl Guardian {
     /// Forks the guardian, before this process has a thread and while it blocks all signals. The command will
-    /// start with what it `inherited`. If dlock is killed, and so the command, the guardian says so by its `obituary`.
+    /// start with what it `inherited`. If dlock is killed, and so the command, the guardian says so in its `last_words`.
     /// Nothing is returned in the guardian itself, once its work is done.
     ///
     /// # Errors
@@ -77,7 +77,7 @@ impl Guardian {
         program: &Program,
         policy: Policy,
         inherited: Inherited,
-        obituary: &dyn Fn(),
+        last_words: &dyn Fn(),
     ) -> io::Result<Option<Self>> {
         let spared = tree::children().map_err(|error| {
             io::Error::other(format!("/proc does not list the children of a process: {}", sys::words(&error)))
@@ -93,7 +93,7 @@ impl Guardian {
             ForkResult::Child => {
                 drop(ours);
                 // dlock sees it gone and says so; two would say it twice.
-                let _ = guardian::watch(theirs, program, inherited, obituary);
+                let _ = guardian::watch(theirs, program, inherited, last_words);
                 Ok(None)
             }
         }

@@ -9,7 +9,7 @@ use nix::unistd::{Pid, getppid};
 use serde_json::json;
 
 use super::json::{SCHEMA, rfc3339};
-use super::{asking, waiting, words};
+use super::{asking, waiting};
 use crate::cli;
 use crate::config::{self, Held, Settings, Terms};
 use crate::exit::{Code, Ending, Failure};
@@ -47,7 +47,7 @@ pub(super) fn acquire(acquire: cli::Acquire, settings: &Settings) -> Result<Endi
         Acquired::Lease(lease) => {
             // Whoever asked for the end of this will not read the id.
             if let Some(signal) = asked.signal() {
-                give_back(&terms.key, lease);
+                asking::give_back(&terms.key, lease, None, false);
                 return Ok(Ending::Signal(signal as i32));
             }
             hand_over(&terms.key, lease, acquire.json)
@@ -71,16 +71,9 @@ fn hand_over(key: &Key, lease: Lease, json: bool) -> Result<Ending, Failure> {
     match output::write(&format!("{text}\n")) {
         Ok(()) => Ok(Ending::OK),
         Err(error) => {
-            give_back(key, lease);
+            asking::give_back(key, lease, None, false);
             Err(Failure::os("nobody reads the lease id, so the lease was given back", &error))
         }
-    }
-}
-
-fn give_back(key: &Key, lease: Lease) {
-    let ttl = lease.ttl();
-    if let Err(error) = lease.release(None) {
-        log::warn!("cannot give '{key}' back: {error}; it is free by itself in {}", words::span(ttl));
     }
 }
 

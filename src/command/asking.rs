@@ -1,12 +1,12 @@
-//! Asking for a key, whoever asks: what `run` and `acquire` have in common.
+//! Asking for a key and giving it back, whoever does: what `run`, `guard` and `acquire` have in common.
 
 use std::time::Duration;
 
 use super::words;
 use crate::config::{Settings, Terms};
 use crate::exit::{Code, Ending, Failure};
-use crate::holder;
-use crate::model::{self, Ask, Hold, Patience, Refusal};
+use crate::holder::{self, Lease};
+use crate::model::{self, Ask, Hold, Patience, Refusal, Released};
 use crate::store::Store;
 
 /// Whether the store can do what is asked for.
@@ -82,4 +82,24 @@ pub(super) fn refused(terms: &Terms, refusal: Refusal) -> (Ending, String) {
     let level = if matches!(refusal, Refusal::Fence(_)) { log::Level::Warn } else { log::Level::Error };
     log::log!(level, "{words}");
     (if refusal == Refusal::Lost { Code::Lost.into() } else { Ending::Code(terms.conflict) }, words)
+}
+
+/// Gives the lease back; whether it was still ours. If that fails, the user hears of it, unless something
+/// worse `was_told`.
+pub(super) fn give_back(key: &model::Key, lease: Lease, ending: Option<&model::Ending>, was_told: bool) -> bool {
+    let ttl = lease.deadline().map(|_| lease.ttl());
+    match lease.release(ending) {
+        Ok(Released::NotYours) => false,
+        Ok(_) => {
+            log::info!("gave '{key}' back");
+            true
+        }
+        Err(_) if was_told => true,
+        Err(error) => {
+            let by_itself =
+                ttl.map_or_else(String::new, |ttl| format!("; it is free by itself in {}", words::span(ttl)));
+            log::warn!("cannot give '{key}' back: {error}{by_itself}");
+            true
+        }
+    }
 }

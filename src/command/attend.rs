@@ -14,7 +14,7 @@ use crate::config::{Held, RunPlan, Settings};
 use crate::event::{Event, Status};
 use crate::exit::{Code, Ending, Failure};
 use crate::holder::{self, Acquired, Lease};
-use crate::model::{self, Ask, Refusal, Released};
+use crate::model::{self, Ask, Refusal};
 use crate::signal::{self, Asked};
 use crate::store::Store;
 use crate::sys::Inherited;
@@ -34,10 +34,10 @@ impl Ready {
         let (sender, events) = mpsc::channel();
         let inherited = Inherited::note().map_err(|error| Failure::os("cannot read the signal mask", &error.into()))?;
         let key = &plan.terms.key;
-        let obituary = || log::error!("'{key}': dlock was killed; the command and all that it started were stopped");
+        let last_words = || log::error!("'{key}': dlock was killed; the command and all that it started were stopped");
         // No signal is heard until the guardian blocks all, and until we can pass them on.
         let ready = signal::unheard(|| {
-            let Some(guardian) = Guardian::fork(&plan.program, plan.policy, inherited, &obituary)? else {
+            let Some(guardian) = Guardian::fork(&plan.program, plan.policy, inherited, &last_words)? else {
                 return Ok(None);
             };
             Ok(Some((guardian, signal::listen(&sender)?)))
@@ -97,7 +97,7 @@ impl Ready {
         let key = &plan.terms.key;
         // A signal that came meanwhile means: do not start the command.
         if let Some(signal) = self.asked.signal() {
-            give_back(key, lease, None, false);
+            asking::give_back(key, lease, None, false);
             course.ends(report::Outcome::Signal, None);
             return Ok(Ending::Signal(signal as i32));
         }
@@ -109,7 +109,7 @@ impl Ready {
         });
         if let Err(failure) = started {
             // Nothing of the command is left: without us, its guardian ends it.
-            give_back(key, lease, None, false);
+            asking::give_back(key, lease, None, false);
             return Err(failure);
         }
         let outcome =
@@ -122,28 +122,8 @@ impl Ready {
             Some(Status::Killed(number)) => Some(model::Ending { signal: Some(number), ..model::Ending::default() }),
             None => Some(model::Ending::default()),
         };
-        let yours = give_back(key, lease, ending.as_ref(), outcome.verdict.is_some());
+        let yours = asking::give_back(key, lease, ending.as_ref(), outcome.verdict.is_some());
         Ok(conclude(plan, &outcome, yours, course))
-    }
-}
-
-/// Gives the lease back; whether it was still ours. If that fails, the user hears of it, unless something
-/// worse `was_told`.
-pub(super) fn give_back(key: &model::Key, lease: Lease, ending: Option<&model::Ending>, was_told: bool) -> bool {
-    let ttl = lease.deadline().map(|_| lease.ttl());
-    match lease.release(ending) {
-        Ok(Released::NotYours) => false,
-        Ok(_) => {
-            log::info!("gave '{key}' back");
-            true
-        }
-        Err(_) if was_told => true,
-        Err(error) => {
-            let by_itself =
-                ttl.map_or_else(String::new, |ttl| format!("; it is free by itself in {}", words::span(ttl)));
-            log::warn!("cannot give '{key}' back: {error}{by_itself}");
-            true
-        }
     }
 }
 

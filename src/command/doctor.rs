@@ -135,7 +135,7 @@ impl Report {
             text += "\n";
             text += &block(&format!("{severity}: "), 2, &finding.what, room);
             text += &block("  why: ", 7, &finding.why, room);
-            text += &block("  do:  ", 7, &finding.todo, room);
+            text += &block("  do:  ", 7, &finding.remedy, room);
         }
         format!("{text}\n{}\n", self.verdict())
     }
@@ -166,7 +166,7 @@ impl Report {
             };
             json!({ "name": name, "value": value, "from": from })
         };
-        let finding = |Finding { severity, what, why, todo }: &Finding| json!({ "severity": severity.to_string(), "what": what, "why": why, "do": todo });
+        let finding = |Finding { severity, what, why, remedy }: &Finding| json!({ "severity": severity.to_string(), "what": what, "why": why, "do": remedy });
         let is_reached =
             self.error.as_ref().is_none_or(|error| !matches!(error.trouble, Trouble::Unreachable | Trouble::Stuck));
         json!({

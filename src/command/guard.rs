@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use super::attend::{Ready, give_back};
+use super::asking;
+use super::attend::Ready;
 use super::report::Course;
 use crate::child::Environment;
 use crate::cli;
@@ -40,7 +41,7 @@ pub(super) fn guard(guard: cli::Guard, global: &cli::Global) -> Result<Ending, F
             ready.attend(&plan.run, lease, env, &mut course)
         }
         Ok(Passage::Stale(seen)) => {
-            give_back(key, lease, None, false);
+            asking::give_back(key, lease, None, false);
             Ok(stale(&plan, seen, &*store))
         }
         Ok(Passage::NotYours) => {
@@ -48,7 +49,7 @@ pub(super) fn guard(guard: cli::Guard, global: &cli::Global) -> Result<Ending, F
             Ok(Code::Lost.into())
         }
         Err(error) => {
-            give_back(key, lease, None, true);
+            asking::give_back(key, lease, None, true);
             Err(error.into())
         }
     }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::json::{SCHEMA, event_json, system_time};
-use super::status::nothing;
 use super::words;
 use crate::cli;
 use crate::config::{self, Settings};
@@ -43,7 +42,7 @@ pub(super) fn history(history: &cli::History, settings: &Settings) -> Result<End
     }
     let stories = stories(&record);
     if stories.is_empty() {
-        nothing(&format!("nothing is known of '{}' in {}", record.key, store.describe()));
+        words::nothing(&format!("nothing is known of '{}' in {}", record.key, store.describe()));
         return Ok(Ending::OK);
     }
     let mut table = Table::new(&COLUMNS);

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::watch::Which;
+use super::which::Which;
 use crate::cli;
 use crate::config::Settings;
 use crate::exit::{Ending, Failure};

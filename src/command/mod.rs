@@ -21,6 +21,7 @@ mod status;
 mod unlock;
 mod waiting;
 mod watch;
+mod which;
 mod words;
 
 use std::ffi::OsString;

@@ -12,7 +12,8 @@ use nix::sys::signal::{Signal, raise};
 use serde_json::{Value, json};
 
 use super::json::{SCHEMA, key_json};
-use super::watch::{News, Which, follow};
+use super::watch::{News, follow};
+use super::which::Which;
 use super::words;
 use crate::cli;
 use crate::clock::Moment;
@@ -53,19 +54,12 @@ pub(super) fn status(status: &cli::Status, settings: &Settings) -> Result<Ending
     if status.json {
         super::print(&json_text(store.identity(), &records, store.now(), true))?;
     } else if records.is_empty() {
-        nothing(&format!("no key is held in {}", store.describe()));
+        words::nothing(&format!("no key is held in {}", store.describe()));
     } else {
         super::print(&table(&records, store.now()).render(Screen::of(Stream::Stdout)))?;
     }
     let held = records.iter().any(|record| !record.holders.is_empty());
     Ok(if held { Ending::OK } else { Ending::Code(1) })
-}
-
-/// Says that there is nothing to show: always to one who looks, and may look at another store than was meant; to a
-/// program only with `-v`.
-pub(super) fn nothing(words: &str) {
-    let level = if Screen::of(Stream::Stdout).is_some() { log::Level::Warn } else { log::Level::Info };
-    log::log!(level, "{words}");
 }
 
 /// Shows keys whenever they change, until a signal comes or nobody reads any more.

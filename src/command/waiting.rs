@@ -8,7 +8,8 @@ use std::time::Duration;
 use log::LevelFilter;
 use nix::sys::signal::Signal;
 
-use super::watch::{News, Which, follow};
+use super::watch::{News, follow};
+use super::which::Which;
 use super::words;
 use crate::clock::Moment;
 use crate::config::Settings;

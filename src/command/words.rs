@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::config::{Origin, Settings};
 use crate::model::{Hold, Info, Key, Stamp};
+use crate::output::{Screen, Stream};
 use crate::store::Store;
 
 /// A span, as precise as people want it.
@@ -79,6 +80,13 @@ fn others(holders: &[Hold]) -> String {
 /// Where that is, if nobody named the store: a default directory may not be the one that was meant.
 pub(super) fn place(settings: &Settings, store: &dyn Store) -> String {
     if settings.store.from == Origin::Default { format!(" in {}", store.describe()) } else { String::new() }
+}
+
+/// Says that there is nothing to show: always to one who looks, and may look at another store than was meant; to a
+/// program only with `-v`.
+pub(super) fn nothing(words: &str) {
+    let level = if Screen::of(Stream::Stdout).is_some() { log::Level::Warn } else { log::Level::Info };
+    log::log!(level, "{words}");
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub struct Finding {
     /// What that means for locks.
     pub why: String,
     /// What to do about it.
-    pub todo: String,
+    pub remedy: String,
 }
 
 /// How bad it is. The worst comes first.
@@ -47,13 +47,13 @@ impl Examination {
 
 impl Finding {
     /// A lock may be lost.
-    pub fn warning(what: impl Into<String>, why: impl Into<String>, todo: impl Into<String>) -> Self {
-        Self { severity: Severity::Warning, what: what.into(), why: why.into(), todo: todo.into() }
+    pub fn warning(what: impl Into<String>, why: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, what: what.into(), why: why.into(), remedy: remedy.into() }
     }
 
     /// Good to know.
-    pub fn note(what: impl Into<String>, why: impl Into<String>, todo: impl Into<String>) -> Self {
-        Self { severity: Severity::Note, ..Self::warning(what, why, todo) }
+    pub fn note(what: impl Into<String>, why: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { severity: Severity::Note, ..Self::warning(what, why, remedy) }
     }
 }
 
@@ -72,7 +72,7 @@ impl From<&StoreError> for Finding {
     fn from(error: &StoreError) -> Self {
         const NO_LOCK: &str = "without its store dlock starts no command, and stops those that run before their \
                                leases end";
-        let (why, todo) = match error.trouble {
+        let (why, remedy) = match error.trouble {
             Trouble::Unreachable => (
                 NO_LOCK,
                 "see that the server runs, that its address is right and that nothing between here and there is in the way",
@@ -90,6 +90,6 @@ impl From<&StoreError> for Finding {
             ),
             Trouble::Os => (NO_LOCK, "give this machine what it lacks"),
         };
-        Self { severity: Severity::Error, ..Self::warning(&error.words, why, todo) }
+        Self { severity: Severity::Error, ..Self::warning(&error.words, why, remedy) }
     }
 }

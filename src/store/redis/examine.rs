@@ -245,7 +245,7 @@ fn evicts(told: &Told) -> Option<Finding> {
 }
 
 fn forgets(told: &Told) -> Option<Finding> {
-    const TODO: &str = "'CONFIG SET appendonly yes' and 'CONFIG SET appendfsync always' while it runs, and then the same in its \
+    const REMEDY: &str = "'CONFIG SET appendonly yes' and 'CONFIG SET appendfsync always' while it runs, and then the same in its \
                         configuration: started with a new append-only file, it forgets all";
     if told.is("aof_enabled") {
         return None;
@@ -254,27 +254,31 @@ fn forgets(told: &Told) -> Option<Finding> {
         Some("") => Finding::warning(
             "it keeps nothing on its disk",
             "after a restart all keys are free, while those who held them still work",
-            TODO,
+            REMEDY,
         ),
         _ => Finding::warning(
             "it keeps no append-only file, at most snapshots",
             "after a restart it is as it was at the last snapshot: keys taken since are free, while their holders still work",
-            TODO,
+            REMEDY,
         ),
     })
 }
 
 fn syncs_late(told: &Told) -> Option<Finding> {
     const WHY: &str = "if its machine crashes, keys taken just before are free, while their holders still work";
-    const TODO: &str = "'appendfsync always', if that matters more than the time it takes";
+    const REMEDY: &str = "'appendfsync always', if that matters more than the time it takes";
     let sync = told.setting("appendfsync").filter(|_| told.is("aof_enabled"))?;
     match sync {
-        "no" => {
-            Some(Finding::warning("its appendfsync is 'no': locks reach the disk after half a minute or so", WHY, TODO))
-        }
-        "everysec" => {
-            Some(Finding::note("its appendfsync is 'everysec': locks reach the disk after a second or two", WHY, TODO))
-        }
+        "no" => Some(Finding::warning(
+            "its appendfsync is 'no': locks reach the disk after half a minute or so",
+            WHY,
+            REMEDY,
+        )),
+        "everysec" => Some(Finding::note(
+            "its appendfsync is 'everysec': locks reach the disk after a second or two",
+            WHY,
+            REMEDY,
+        )),
         _ => None,
     }
 }
