@@ -204,6 +204,7 @@ mod watched_by_programs {
 
     on_every_store![
         each_change_is_an_object_of_a_line,
+        what_comes_and_goes_at_once_is_told_by_its_events,
         only_what_was_asked_for_is_told,
         a_reader_that_has_gone_away_ends_it,
         one_whose_reader_does_not_read_ends_when_it_is_asked_to,
@@ -248,6 +249,27 @@ mod watched_by_programs {
         let done = watcher.finish();
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&done.status), Some(Signal::SIGTERM as i32));
         assert_eq!((&*done.stdout, &*done.stderr), ("", ""));
+    }
+
+    fn what_comes_and_goes_at_once_is_told_by_its_events(store: &Store) {
+        store.run(&["run", "old", "--", "true"]).is(0, "", "");
+        let mut watcher = Running::start(&mut store.dlock(&["status", "--watch", "--json"]));
+        next(&mut watcher);
+        let mut expected = Vec::new();
+        for number in 0..10 {
+            store.run(&["run", "k", "--", "sh", "-c", &format!("exit {number}")]);
+            expected.extend([("granted".to_owned(), None), ("released".to_owned(), Some(number))]);
+        }
+        let mut told = Vec::new();
+        while told.len() < expected.len() {
+            for key in next(&mut watcher)["keys"].as_array().expect("a list") {
+                assert_eq!(key["key"], "k", "nothing has become of the other one");
+                for event in key["events"].as_array().expect("a list") {
+                    told.push((event["event"].as_str().expect("a name").to_owned(), event["exit"].as_u64()));
+                }
+            }
+        }
+        assert_eq!(told, expected, "each once and in order");
     }
 
     fn only_what_was_asked_for_is_told(store: &Store) {

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, raise};
 use serde_json::{Value, json};
 
-use super::json::{SCHEMA, key_json};
+use super::json::{SCHEMA, add, event_json, key_json};
 use super::watch::{News, follow};
 use super::which::Which;
 use super::words;
@@ -52,7 +52,8 @@ pub(super) fn status(status: &cli::Status, settings: &Settings) -> Result<Ending
     let store = super::open(settings, Intent::Look)?;
     let records = super::ask(settings, || which.read(&*store))?;
     if status.json {
-        super::print(&json_text(store.identity(), &records, store.now(), true))?;
+        let keys: Vec<Value> = records.iter().map(|record| key_json(record, store.now())).collect();
+        super::print(&json_text(store.identity(), &keys, true))?;
     } else if records.is_empty() {
         words::nothing(&format!("no key is held in {}", store.describe()));
     } else {
@@ -79,6 +80,7 @@ fn watch(which: Which, json: bool, settings: &Settings) -> Result<Ending, Failur
         patience: settings.store_timeout.value,
         records: BTreeMap::new(),
         clock: None,
+        since: Stamp::default(),
         silent: None,
     };
     let told = move |new| sender.send(new).is_ok() && ring.send(Event::Waited).is_ok();
@@ -126,6 +128,8 @@ struct Shown {
     patience: Duration,
     records: BTreeMap<Key, Record>,
     clock: Option<(Stamp, Moment)>,
+    /// When it was looked for the first time.
+    since: Stamp,
     /// Since when the store does not answer, and what is wrong.
     silent: Option<(Moment, String)>,
 }
@@ -147,6 +151,9 @@ impl Shown {
         };
         self.silent = None;
         let first = self.clock.replace(clock).is_none();
+        if first {
+            self.since = clock.0;
+        }
         let read = records.into_iter().map(|record| (record.key.clone(), record)).collect();
         let before = std::mem::replace(&mut self.records, read);
         let differs = |record: &&Record| before.get(&record.key).is_none_or(|before| record.differs_from(before));
@@ -155,7 +162,14 @@ impl Shown {
             return Ok(true);
         }
         let text = if self.json {
-            json_text(&self.identity, &changed, clock.0, false)
+            // What comes and goes between two looks is in the events.
+            let told = |record: &Record| {
+                let events = record.events_after(before.get(&record.key), self.since).map(event_json);
+                let mut key = key_json(record, clock.0);
+                add(&mut key, &json!({ "events": events.collect::<Vec<_>>() }));
+                key
+            };
+            json_text(&self.identity, &changed.iter().map(told).collect::<Vec<_>>(), false)
         } else if Screen::of(Stream::Stdout).is_none() {
             format!("{}\n", table(&self.in_view(), clock.0).render(None))
         } else {
@@ -189,8 +203,7 @@ impl Shown {
     }
 }
 
-fn json_text(store: &str, records: &[Record], now: Stamp, pretty: bool) -> String {
-    let keys: Vec<Value> = records.iter().map(|record| key_json(record, now)).collect();
+fn json_text(store: &str, keys: &[Value], pretty: bool) -> String {
     let report = json!({ "schema": SCHEMA, "store": store, "keys": keys });
     let text = if pretty { format!("{report:#}") } else { report.to_string() };
     format!("{}\n", output::clean_json(&text))

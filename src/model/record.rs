@@ -276,6 +276,13 @@ impl Record {
         self.holders.iter().any(|hold| hold.hold_until.is_some() || hold.levels.iter().any(|l| l.until.is_some()))
     }
 
+    /// What happened after the state that `before` is of; without one, from `since` on.
+    pub fn events_after<'a>(&'a self, before: Option<&Self>, since: Stamp) -> impl Iterator<Item = &'a Event> {
+        let known = before.and_then(|before| before.events.back());
+        let place = known.and_then(|known| self.events.iter().rposition(|event| event == known));
+        self.events.iter().skip(place.map_or(0, |place| place + 1)).filter(move |event| event.at >= since)
+    }
+
     /// Who took this lease from its holder, or asked the holder to give it back, as far as the record remembers.
     #[must_use]
     pub fn unlocked_by(&self, lease: LeaseId) -> Option<&Info> {
