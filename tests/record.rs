@@ -180,3 +180,28 @@ fn what_is_shown_of_a_record_tells_no_lease_id() {
         assert!(!events.contains(&lease(number).secret()));
     }
 }
+
+/// A clock in a world where everybody is dead.
+struct Late(Stamp);
+
+impl Clock for Late {
+    fn now(&self) -> Stamp {
+        self.0
+    }
+
+    fn attends(&self, _: Ticket, _: Role) -> bool {
+        false
+    }
+}
+
+#[test]
+fn what_somebody_noticed_who_only_looked_is_not_told_again_once_it_is_written() {
+    let mut record = Record::new(key());
+    let at = |seconds| Late(Still.now().after(Duration::from_secs(seconds)));
+    record.acquire(&Still, &Ask { ttl: None, min_hold: Duration::ZERO, ..ask(1) });
+    let seen = record.clone().seen(&at(1));
+    record.acquire(&at(2), &ask(2));
+    assert_eq!([&seen, &record].map(|record| record.counters.expiries), [1, 1], "it was noticed twice");
+    let told: Vec<_> = record.events_after(Some(&seen), Stamp::default()).map(|event| &event.kind).collect();
+    assert_eq!(told, [&EventKind::Granted]);
+}

@@ -193,6 +193,13 @@ pub struct Event {
     pub(super) unknown: Unknown,
 }
 
+impl Event {
+    /// Whether it is the same thing that happened, if it was noticed at another time.
+    fn tells_the_same_as(&self, other: &Self) -> bool {
+        (&self.kind, &self.lease, self.fence) == (&other.kind, &other.lease, other.fence)
+    }
+}
+
 /// How often things happened since the record was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
@@ -278,8 +285,9 @@ impl Record {
 
     /// What happened after the state that `before` is of; without one, from `since` on.
     pub fn events_after<'a>(&'a self, before: Option<&Self>, since: Stamp) -> impl Iterator<Item = &'a Event> {
-        let known = before.and_then(|before| before.events.back());
-        let place = known.and_then(|known| self.events.iter().rposition(|event| event == known));
+        let place = |known: &Event| self.events.iter().rposition(|event| event.tells_the_same_as(known));
+        // The last of these may not be written yet: an end that whoever looks notices, and nobody else did.
+        let place = before.and_then(|before| before.events.iter().rev().find_map(place));
         self.events.iter().skip(place.map_or(0, |place| place + 1)).filter(move |event| event.at >= since)
     }
 

@@ -29,7 +29,7 @@ use nix::sys::time::TimeSpec;
 use self::directory::{Directory, Kind, cannot};
 use self::observe::DirectoryObserver;
 use self::page::{Content, Page};
-use self::reading::Reading;
+use self::reading::{Reading, SETTLED_AFTER};
 use self::watch::Sleeper;
 use super::{Capabilities, Examination, Observer, Register, StoreError, Trouble, Watch};
 use crate::clock::Moment;
@@ -237,8 +237,18 @@ impl Register for FileRegister {
     fn read(&self, key: &Key) -> Result<Option<Record>, StoreError> {
         // To look, it is enough that the file can be read.
         let Some(file) = self.directory.named(&self.directory.name_of(key))? else { return Ok(None) };
-        let reading = self.look(key, &file)?;
-        Ok((reading.generation > 0).then(|| reading.by_wall_clock()))
+        let mut reading = self.look(key, &file)?;
+        for _ in 0..SETTLED_AFTER {
+            let seen = reading.by_wall_clock();
+            // Whoever gives a key back writes first, and then shows no life: read before and looked at after that, it
+            // would be dead.
+            let again = self.look(key, &file)?;
+            if again.generation == reading.generation {
+                return Ok((reading.generation > 0).then_some(seen));
+            }
+            reading = again;
+        }
+        Ok(Some(reading.by_wall_clock()))
     }
 
     fn keys(&self) -> Result<Vec<Key>, StoreError> {

@@ -11,7 +11,7 @@ use crate::model::{Clock, Key, Record, RecordError, Role, Stamp, Ticket};
 use crate::store::{StoreError, Trouble};
 
 /// How often a record is read that others keep changing. A change takes longer than a reading.
-const SETTLED_AFTER: u32 = 20;
+pub(super) const SETTLED_AFTER: u32 = 20;
 
 /// By how much the clock of a key may differ from the wall clock, in microseconds, and be taken for it: both are read
 /// one after the other.
@@ -128,12 +128,58 @@ impl FileRegister {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
     use std::time::Duration;
 
     use super::super::page::{self, Content, Page};
     use super::{FileRegister, micros, wall_clock};
-    use crate::model::{Ask, Info, Key, LeaseId, Mode, Patience, Stamp};
-    use crate::store::Register;
+    use crate::model::{Ask, EventKind, Info, Key, LeaseId, Mode, Patience, Stamp};
+    use crate::store::{Register, StoreError};
+
+    fn ask(lease: LeaseId, ttl: Option<Duration>) -> Ask {
+        Ask {
+            lease,
+            level: lease,
+            mode: Mode::Exclusive,
+            ttl,
+            patience: Patience::None,
+            if_fence: None,
+            min_hold: Duration::ZERO,
+            max_reentry: 0,
+            attended: false,
+            info: Info::default(),
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_given_back_while_it_is_looked_at_has_not_expired() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let register = FileRegister::open(folder.path(), true).expect("it is ours");
+        let key = Key::parse("k").expect("a key");
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let looks = scope.spawn(|| {
+                let mut looks = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let Some(record) = register.read(&key).expect("it is ours") else { continue };
+                    let expired = record.events.iter().find(|event| event.kind == EventKind::Expired);
+                    assert_eq!(expired, None, "after {looks} looks");
+                    looks += 1;
+                }
+                looks
+            });
+            for number in 0..1_000_u32 {
+                let lease = LeaseId::new(u128::from(number).to_be_bytes());
+                register.transact(&key, Some(lease), |record, clock| record.acquire(clock, &ask(lease, None)))?;
+                register.transact(&key, Some(lease), |record, clock| record.release(clock, lease, None))?;
+            }
+            done.store(true, Ordering::Relaxed);
+            assert!(looks.join().expect("no look saw one expire") > 100);
+            Ok::<_, StoreError>(())
+        })
+        .expect("it is ours");
+    }
 
     #[test]
     fn a_lease_is_told_by_the_wall_clock_also_if_that_was_set_since() {
@@ -141,18 +187,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a directory");
         let register = FileRegister::open(folder.path(), true).expect("it is ours");
         let (key, lease) = (Key::parse("k").expect("a key"), LeaseId::new([1; 16]));
-        let ask = Ask {
-            lease,
-            level: lease,
-            mode: Mode::Exclusive,
-            ttl: Some(ttl),
-            patience: Patience::None,
-            if_fence: None,
-            min_hold: Duration::ZERO,
-            max_reentry: 0,
-            attended: false,
-            info: Info::default(),
-        };
+        let ask = ask(lease, Some(ttl));
         register.transact(&key, Some(lease), |record, clock| record.acquire(clock, &ask)).expect("it is free");
         let file = register.directory.file(&key, false).expect("it is ours").expect("it is there");
         for set in [micros(set), -micros(set)] {
