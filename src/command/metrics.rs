@@ -122,7 +122,7 @@ const FAMILIES: [Family; 12] = [
 pub(super) fn metrics(metrics: &cli::Metrics, settings: &Settings) -> Result<Ending, Failure> {
     let which = Which::Every { prefix: metrics.prefix.clone().unwrap_or_default(), free: true };
     let store = super::open(settings, Intent::Look)?;
-    let records = super::ask(settings, || which.read(&*store))?;
+    let records = super::ask(settings, || which.read(&*store)?.whole())?;
     super::print(&text(&records, store.now()))?;
     Ok(Ending::OK)
 }

@@ -50,16 +50,18 @@ pub(super) fn status(status: &cli::Status, settings: &Settings) -> Result<Ending
         return watch(which, status.json, settings);
     }
     let store = super::open(settings, Intent::Look)?;
-    let records = super::ask(settings, || which.read(&*store))?;
+    let seen = super::ask(settings, || which.read(&*store))?;
+    let records = &seen.records;
     if status.json {
         let keys: Vec<Value> = records.iter().map(|record| key_json(record, store.now())).collect();
         super::print(&json_text(store.identity(), &keys, true))?;
     } else if records.is_empty() {
         words::nothing(&format!("no key is held in {}", store.describe()));
     } else {
-        super::print(&table(&records, store.now()).render(Screen::of(Stream::Stdout)))?;
+        super::print(&table(records, store.now()).render(Screen::of(Stream::Stdout)))?;
     }
     let held = records.iter().any(|record| !record.holders.is_empty());
+    seen.missing().map_or(Ok(()), Err)?;
     Ok(if held { Ending::OK } else { Ending::Code(1) })
 }
 

@@ -83,7 +83,7 @@ impl Follower {
         let store = crate::store::open(&self.url, Intent::Look, self.patience.min(holder::REQUEST))?;
         // First: so nothing is missed between what is read and what is heard.
         let mut observer = store.observe(self.which.only())?;
-        let read = self.which.read(&*store)?;
+        let read = self.which.read(&*store)?.whole()?;
         *silent = None;
         let mut records: BTreeMap<Key, Record> = read.into_iter().map(|record| (record.key.clone(), record)).collect();
         // Once a record was read for an instant that passed, others that pass are left for a while.
@@ -140,7 +140,7 @@ impl Follower {
         records: &mut BTreeMap<Key, Record>,
     ) -> Result<(), StoreError> {
         let keys: Vec<Key> = changed.iter().cloned().collect();
-        let read = self.which.read_these(store, &keys)?;
+        let read = self.which.read_these(store, &keys)?.whole()?;
         records.retain(|key, _| !changed.contains(key));
         records.extend(read.into_iter().map(|record| (record.key.clone(), record)));
         Ok(())

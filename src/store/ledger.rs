@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Capabilities, Examination, Observer, Register, Scope, Store, StoreError, Watch};
+use super::{Capabilities, Examination, Listing, Observer, Register, Scope, Store, StoreError, Watch};
 use crate::model::{
     Answer, Ask, Ending, Fence, Info, Key, LeaseId, LevelId, Passage, Patience, Record, Released, Renewed, Stamp,
     Unlocked,
@@ -87,8 +87,8 @@ impl<R: Register> Store for Ledger<R> {
         self.0.examine()
     }
 
-    fn list(&self, _: Scope) -> Result<Vec<Key>, StoreError> {
-        self.0.keys()
+    fn list(&self, _: Scope) -> Result<Listing, StoreError> {
+        Ok(Listing { keys: self.0.keys()?, unseen: Vec::new() })
     }
 
     fn observe(&self, key: Option<&Key>) -> Result<Box<dyn Observer>, StoreError> {

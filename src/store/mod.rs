@@ -106,12 +106,12 @@ pub trait Store: Send + Sync {
     /// [`StoreError`].
     fn examine(&self) -> Result<Examination, StoreError>;
 
-    /// The keys that have a record, sorted. Those that are neither held nor waited for may be missing where the
-    /// scope does not need them.
+    /// The keys that have a record. Those that are neither held nor waited for may be missing where the scope does not
+    /// need them.
     ///
     /// # Errors
-    /// [`StoreError`].
-    fn list(&self, scope: Scope) -> Result<Vec<Key>, StoreError>;
+    /// [`StoreError`] if nothing is known.
+    fn list(&self, scope: Scope) -> Result<Listing, StoreError>;
 
     /// Begins to listen to all changes of a key, or of all keys.
     ///
@@ -213,6 +213,24 @@ pub enum Scope {
     Live,
 }
 
+/// The keys that a store has.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// Sorted.
+    pub keys: Vec<Key>,
+    /// Why those are missing that a part of the store has which does not answer.
+    pub unseen: Vec<StoreError>,
+}
+
+impl Listing {
+    /// A part of the store does not answer.
+    pub fn miss(&mut self, error: StoreError) {
+        if self.unseen.iter().all(|known| known.words != error.words) {
+            self.unseen.push(error);
+        }
+    }
+}
+
 /// One who hears of all changes, while the lock goes on without him. Nothing that happened since it was made is
 /// missed.
 pub trait Observer: Send {
@@ -288,7 +306,7 @@ pub enum Trouble {
 }
 
 /// Why a store did not answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StoreError {
     /// The kind of trouble.
     pub trouble: Trouble,

@@ -15,7 +15,7 @@ use super::{FileRegister, Ledger, Store, StoreError};
 pub enum Url {
     /// `file:DIR`: a directory of this machine.
     File(PathBuf),
-    /// `redis://…`: a Redis or Valkey server.
+    /// `redis://…`: a Redis or Valkey server, or several.
     #[cfg(feature = "redis")]
     Redis(Box<Address>),
 }
@@ -29,6 +29,10 @@ const KNOWN: &[&str] = &[
     "'rediss://HOST'",
     #[cfg(feature = "redis")]
     "'redis+unix:///SOCKET'",
+    #[cfg(feature = "redis")]
+    "'redis+sentinel://HOST,HOST/MASTER'",
+    #[cfg(feature = "redis")]
+    "'redis+cluster://HOST,HOST'",
 ];
 
 /// A text that names no store.
@@ -67,7 +71,8 @@ impl Url {
                 Ok(Self::File(here.join(path)))
             }
             #[cfg(feature = "redis")]
-            "redis" | "rediss" | "redis+unix" => match Address::parse(text, here) {
+            "redis" | "rediss" | "redis+unix" | "redis+sentinel" | "rediss+sentinel" | "redis+cluster"
+            | "rediss+cluster" => match Address::parse(text, here) {
                 Ok(address) => Ok(Self::Redis(Box::new(address))),
                 Err(words) => Err(BadUrl(format!("this '{scheme}:' URL is not good: {words}"))),
             },
@@ -100,7 +105,8 @@ impl Url {
         behind_user
             || query
                 .split('&')
-                .any(|parameter| parameter.strip_prefix("password=").is_some_and(|password| !password.is_empty()))
+                .filter_map(|parameter| parameter.split_once('='))
+                .any(|(name, value)| ["password", "sentinel_password"].contains(&name) && !value.is_empty())
     }
 
     /// What [`Store::identity`] says, even of a store that cannot be opened.
@@ -183,9 +189,13 @@ mod tests {
 
     #[test]
     fn a_password_is_seen_in_any_url() {
-        for text in
-            ["redis://:x@h", "rediss://u:x@h:1/2?ca=f", "postgres://u:x@h1,h2/db", "redis+unix:///s?db=1&password=x"]
-        {
+        for text in [
+            "redis://:x@h",
+            "rediss://u:x@h:1/2?ca=f",
+            "postgres://u:x@h1,h2/db",
+            "redis+unix:///s?db=1&password=x",
+            "redis+sentinel://h1,h2/m?sentinel_password=x",
+        ] {
             assert!(Url::holds_password(text), "{text}");
         }
         for text in [

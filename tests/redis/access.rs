@@ -112,7 +112,7 @@ fn live(store: &RedisStore, key: &Key) -> Result<(), StoreError> {
     // Longer than a sign of life is good: without one at two thirds of it nobody would be in the queue.
     store.await_change(key, &Watch::Turn(waiter.level), Some(GOOD_FOR * 5 / 4))?;
     assert_eq!(store.inspect(key)?.map(|record| record.queue.len()), Some(1));
-    assert!(store.list(Scope::Live)?.contains(key));
+    assert!(store.list(Scope::Live)?.keys.contains(key));
     // Who looks at the key, and who looks at all.
     let observers = [store.observe(Some(key))?, store.observe(None)?];
     assert_eq!(store.release(key, holder.level, None, WITHIN)?, Released::Freed);

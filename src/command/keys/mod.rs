@@ -105,7 +105,7 @@ fn ask(place: KeyPlace, which: Which, until: Moment) -> Vec<Key> {
 
 /// Tells which keys there are, and then, where that matters, which of these are held.
 fn answer(store: &dyn Store, scope: Scope, which: &Which, answers: &Sender<Vec<Key>>) -> Result<(), StoreError> {
-    let mut keys = store.list(scope)?;
+    let mut keys = store.list(scope)?.keys;
     if which.always || keys.len() > MOST {
         keys.retain(|key| key.as_str().starts_with(&which.prefix));
     }

@@ -17,7 +17,8 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
-use super::address::{Address, Endpoint};
+use super::address::{Access, Endpoint};
+use super::reply;
 use super::tls::TlsConfig;
 use super::trouble::Failure;
 use crate::clock::Moment;
@@ -38,6 +39,8 @@ const TICK: Duration = Duration::from_millis(3);
 
 /// A connection that has been let in.
 pub(super) struct Connection {
+    /// To whom.
+    pub(super) server: Endpoint,
     stream: Stream,
     parser: Parser,
     /// How much memory the replies to the last request may still need.
@@ -61,10 +64,15 @@ struct Wire {
 
 impl Connection {
     /// Connects, and does what the server wants to see before it takes commands.
-    pub(super) fn open(address: &Address, config: &TlsConfig, within: Duration) -> Result<Self, Failure> {
+    pub(super) fn open(
+        server: &Endpoint,
+        access: &Access,
+        config: &TlsConfig,
+        within: Duration,
+    ) -> Result<Self, Failure> {
         let until = Moment::now().after(within);
         let wire = |socket| Wire { socket, until };
-        let stream = match (&address.endpoint, &address.tls) {
+        let stream = match (server, &access.tls) {
             (Endpoint::Unix(path), _) => Stream::Plain(wire(unix(path, until)?)),
             (Endpoint::Tcp(host, port), None) => Stream::Plain(wire(tcp(host, *port, until)?)),
             (Endpoint::Tcp(host, port), Some(tls)) => {
@@ -75,24 +83,40 @@ impl Connection {
                 Stream::Tls(Box::new(StreamOwned::new(session, wire(tcp(host, *port, until)?))))
             }
         };
-        let mut connection = Self { stream, parser: Parser::new(), room: LARGEST, told: false, ahead: VecDeque::new() };
+        let (server, parser) = (server.clone(), Parser::new());
+        let mut connection = Self { server, stream, parser, room: LARGEST, told: false, ahead: VecDeque::new() };
+        connection.be_let_in(access, until)?;
+        Ok(connection)
+    }
+
+    fn be_let_in(&mut self, access: &Access, until: Moment) -> Result<(), Failure> {
         let mut hello = Vec::new();
-        match (&address.user, &address.password) {
+        match (&access.user, &access.password) {
             (Some(user), password) => hello.push(cmd("AUTH").arg(user).arg(password.as_deref().unwrap_or("")).take()),
             (None, Some(password)) => hello.push(cmd("AUTH").arg(password).take()),
             (None, None) => {}
         }
-        if address.db != 0 {
-            hello.push(cmd("SELECT").arg(address.db).take());
+        if access.db != 0 {
+            hello.push(cmd("SELECT").arg(access.db).take());
         }
-        if !hello.is_empty() {
-            for reply in connection.ask(&hello, until.left())? {
-                if let Value::ServerError(error) = reply {
-                    return Err(Failure::Server(error));
-                }
-            }
+        if access.masters_only {
+            hello.push(cmd("ROLE"));
         }
-        Ok(connection)
+        if hello.is_empty() {
+            return Ok(());
+        }
+        let mut replies = self.ask(&hello, until.left())?;
+        let refusal = replies.iter().position(|reply| matches!(reply, Value::ServerError(_)));
+        if let Some(Value::ServerError(error)) = refusal.map(|at| replies.swap_remove(at)) {
+            return Err(Failure::Server(error));
+        }
+        match replies.last() {
+            Some(Value::Array(role)) if access.masters_only => match role.first().and_then(reply::text) {
+                Some("master") => Ok(()),
+                role => Err(Failure::Role(role.unwrap_or_default().to_owned())),
+            },
+            _ => Ok(()),
+        }
     }
 
     /// Whether it came from outside of this machine, or could have: over an address that is not loopback.
@@ -182,7 +206,7 @@ impl Connection {
 
     /// The next reply to what was sent.
     fn receive(&mut self) -> Result<Value, Failure> {
-        let Self { stream, parser, room, ahead, told } = self;
+        let Self { stream, parser, room, ahead, told, .. } = self;
         let mut reader = Reader { stream, room, ahead, told: *told, failed: None };
         let reply = parser.parse_value(&mut reader);
         let failed = reader.failed.take();
@@ -400,7 +424,7 @@ mod tests {
     use redis::{Parser, cmd};
     use socket2::Socket;
 
-    use super::{Connection, Failure, LARGEST, Stream, Wire};
+    use super::{Connection, Endpoint, Failure, LARGEST, Stream, Wire};
     use crate::clock::Moment;
 
     #[test]
@@ -408,8 +432,8 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().expect("two sockets");
         let socket = Socket::from(OwnedFd::from(ours));
         let stream = Stream::Plain(Wire { socket, until: Moment::now() });
-        let mut connection =
-            Connection { stream, parser: Parser::new(), room: LARGEST, told: false, ahead: <_>::default() };
+        let (server, parser) = (Endpoint::Unix("/".into()), Parser::new());
+        let mut connection = Connection { server, stream, parser, room: LARGEST, told: false, ahead: <_>::default() };
         let server = thread::spawn(move || {
             let nulls = b"_\r\n".repeat(1000);
             let mut sent = theirs.write(b"*99999999999\r\n").expect("we listen");

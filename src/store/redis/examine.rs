@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use redis::{Cmd, Value, cmd};
 
 use super::connection::Connection;
+use super::pool::Manner;
 use super::tls::TlsConfig;
 use super::trouble::{Failure, said};
 use super::{RedisStore, reply};
@@ -68,7 +69,9 @@ impl RedisStore {
 
     /// Asks for something that the server may keep to itself; then its words.
     fn ask_about(&self, commands: &[Cmd]) -> Result<Result<Vec<Value>, String>, Failure> {
-        let replies = self.exchange(commands, true, Moment::now().after(self.patience), None)?;
+        let until = Moment::now().after(self.patience);
+        let server = self.router.server_of(0, until)?;
+        let (replies, _) = self.router.ask_many_at(&server, commands, Manner::until(until))?;
         let refusal = replies.iter().find_map(|reply| match reply {
             Value::ServerError(error) => Some(self.address.without_password(&said(error))),
             _ => None,
@@ -77,7 +80,7 @@ impl RedisStore {
     }
 
     fn unknown(&self, command: &str, words: &str, what: &str) -> Finding {
-        let user = self.address.user.as_deref().unwrap_or("default");
+        let user = self.address.access.user.as_deref().unwrap_or("default");
         Finding::warning(
             format!("it does not answer '{command}' to us ('{words}'), so this is not known: {what}"),
             "what is not known may be what loses a lock",
@@ -91,12 +94,14 @@ impl RedisStore {
     /// Whether a stranger on the network could read our leases.
     fn is_open_to_all(&self) -> Result<Option<Finding>, Failure> {
         let until = Moment::now().after(self.patience);
-        let mut ours = self.take_idle().map_or_else(|| self.open(until), Ok)?;
+        let server = self.router.server_of(0, until)?;
+        let pool = &self.router.pool;
+        let mut ours = pool.take_idle(&server, 0).map_or_else(|| pool.open(&server, until), Ok)?;
         if !ours.is_from_outside() {
             return Ok(None);
         }
-        let opened = Connection::open(&self.address.for_strangers(), &TlsConfig::default(), until.left());
-        let look = cmd("ZCARD").arg(self.index()).take();
+        let opened = Connection::open(&server, &pool.access.for_strangers(), &TlsConfig::default(), until.left());
+        let look = cmd("ZCARD").arg(self.index(0)).take();
         let seen = opened.and_then(|mut connection| connection.ask(&[look], until.left()));
         let is_open = seen.is_ok_and(|replies| matches!(replies[..], [Value::Int(_)]));
         Ok(is_open.then(|| {
@@ -222,7 +227,7 @@ fn is_in_a_cluster(told: &Told) -> Option<Finding> {
         Finding::warning(
             "it is a node of a cluster",
             "it refuses all keys that are kept by other nodes: dlock exits with 78 for these",
-            "a redis:// URL is for a single server; use one that is not in a cluster",
+            "write 'redis+cluster://' in the URL",
         )
     })
 }

@@ -2,7 +2,9 @@
 -- for the same things; tests/redis/oracle.rs plays both and compares.
 --
 -- KEYS   record (a hash), queue (leases by ticket), waiters (lease to JSON), life (leases by the end of their
---        last sign of life), events (newest first), the prefix of the lists that wake somebody, the index
+--        last sign of life), events (newest first), the prefix of the lists that wake somebody, the index; or, to
+--        renew while a cluster moves the slot, the record alone: some of the others may be here and some there, and
+--        then no script may touch them
 -- ARGV   what to do, the clock of a test or '', the key, and what is handed to the operation
 --
 -- The record has a field 'h:LEASE' for each hold and 'o:LEASE' for each waiter who could take the key now:
@@ -57,7 +59,7 @@ local layout = tonumber(fields.layout or LAYOUT)
 if layout > LAYOUT then return {'newer', int(layout)} end
 local fence = tonumber(fields.fence or 0)
 -- A record that was evicted may have left its queue, whose tickets must not recur.
-local last_ticket = tonumber(fields.last_ticket or call('ZRANGE', queue, -1, -1, 'WITHSCORES')[2] or 0)
+local last_ticket = tonumber(fields.last_ticket or queue and call('ZRANGE', queue, -1, -1, 'WITHSCORES')[2] or 0)
 
 if op == 'look' then
   if #raw == 0 then return {'none'} end
@@ -274,7 +276,11 @@ end
 
 local function acquire(ask)
   local hold = find_level(ask.level)
-  if hold then return granted(hold) end
+  if hold then
+    -- Written once more, so that WAIT is about it.
+    changed['h:' .. hold.lease] = hold
+    return granted(hold)
+  end
   if ask.level ~= ask.lease then return enter_again(ask) end
   -- Its first level has ended and other levels or the cooling go on: a late echo of its request.
   if find(ask.lease) then return {'refused', 'lost'} end
@@ -361,9 +367,39 @@ local function unlock(force, by, first)
   return {'unlocked', ended, told}
 end
 
+local function in_batches(command, list)
+  for from = 1, #list, BATCH do
+    call(command, record, unpack(list, from, math.min(from + BATCH - 1, #list)))
+  end
+end
+
+local function write_changes()
+  local writes = {}
+  for field, value in pairs(changed) do
+    if type(value) == 'table' then
+      value = encode(value)
+    elseif type(value) == 'number' then
+      value = int(value)
+    end
+    writes[#writes + 1], writes[#writes + 2] = field, value
+  end
+  if #writes > 0 and not fields.layout then writes[#writes + 1], writes[#writes + 2] = 'layout', int(LAYOUT) end
+  in_batches('HDEL', gone)
+  in_batches('HSET', writes)
+  if #writes > 0 then call('EXPIRE', record, kept_for()) end
+end
+
 -- A server without memory lets a script go on that has written already, if that needed none. So a lease that is
 -- there can be renewed and given back.
 if op ~= 'acquire' and #raw > 0 then call('EXPIRE', record, kept_for()) end
+
+if not queue then
+  local _, _, level = find_level(ARGV[4])
+  if level and not is_before(level['until']) then return {'not yours'} end
+  local answer = renew(ARGV[4], ARGV[5])
+  write_changes()
+  return answer
+end
 
 local answer, caller
 if op == 'acquire' then
@@ -431,22 +467,6 @@ if fence ~= tonumber(fields.fence or 0) then changed.fence = int(fence) end
 if last_ticket ~= tonumber(fields.last_ticket or 0) then changed.last_ticket = int(last_ticket) end
 for what, value in pairs(counts) do changed[what] = int(value) end
 
-local function in_batches(command, list)
-  for from = 1, #list, BATCH do
-    call(command, record, unpack(list, from, math.min(from + BATCH - 1, #list)))
-  end
-end
-
-local writes = {}
-for field, value in pairs(changed) do
-  if type(value) == 'table' then
-    value = encode(value)
-  elseif type(value) == 'number' then
-    value = int(value)
-  end
-  writes[#writes + 1], writes[#writes + 2] = field, value
-end
-if #writes > 0 and not fields.layout then writes[#writes + 1], writes[#writes + 2] = 'layout', int(LAYOUT) end
 -- What is refused for one of these leaves no lease behind.
 if index and (answer[1] == 'granted' or answer[1] == 'until') then
   call('ZADD', index, int(now + (kept_for() - KEPT) * 1000000), key)
@@ -458,9 +478,7 @@ if #noted > 0 then
   call('LTRIM', events, 0, MAX_EVENTS - 1)
   call('EXPIRE', events, KEPT)
 end
-in_batches('HDEL', gone)
-in_batches('HSET', writes)
-if #writes > 0 then call('EXPIRE', record, kept_for()) end
+write_changes()
 -- For those who only look. Whoever may not tell them holds the key all the same.
 redis.pcall('PUBLISH', wake:sub(1, -#'wake:' - 1) .. 'changes', key)
 return answer

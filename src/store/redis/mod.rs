@@ -1,12 +1,19 @@
-//! A Redis or Valkey server: the law as a script that the server runs in one step, one request for each
-//! operation. Who waits sleeps on a list of its own, which the script of whoever changes things writes to;
-//! unlike a message of pub/sub that is not lost.
+//! Redis or Valkey: one server, a master that sentinels watch, or a cluster. The law is a script that the server of a
+//! key runs in one step, one request for each operation. Who waits sleeps on a list of its own, which the script of
+//! whoever changes things writes to; unlike a message of pub/sub that is not lost.
 
 mod address;
+mod cluster;
 mod connection;
 mod examine;
+mod list;
 mod observe;
+mod parse;
+mod pool;
 mod reply;
+mod router;
+mod sentinel;
+mod slot;
 mod tls;
 mod trouble;
 mod wait;
@@ -18,17 +25,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use redis::{Cmd, Value, cmd};
+use redis::{Value, cmd};
 use serde_json::json;
 
 pub use address::Address;
-use connection::Connection;
+use address::Endpoint;
+use pool::Manner;
 use reply::Reply;
-use tls::TlsConfig;
+use router::{Request, Router};
 use trouble::Failure;
 use wait::Place;
 
-use super::{Capabilities, Examination, Inspected, Observer, Scope, Store, StoreError, Trouble, Watch};
+use super::{Capabilities, Examination, Inspected, Listing, Observer, Scope, Store, StoreError, Watch};
 use crate::clock::Moment;
 use crate::model::{
     Answer, Ask, Ending, Info, Key, LeaseId, LevelId, Patience, Record, Released, Renewed, SIGN_OF_LIFE, Stamp,
@@ -39,31 +47,21 @@ use crate::model::{
 const LAW: &str = include_str!("law.lua");
 
 /// Its SHA-1, by which a server knows it. To work that out would take a tenth of a run; a test does.
-const LAW_SHA1: &str = "92895f96f803ac2c0ef05b4c945d5f3bfb286c1a";
+const LAW_SHA1: &str = "a774239297d2bc5171b2a8168dc7308d2cc381f6";
 
 /// What of a key would end the part of a name that a Cluster looks at, or is the escape itself.
 const BRACES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
 
-/// How many records are asked for at once.
-const BATCH: usize = 100;
+/// How long a lease that too few replicas have may take to be given back.
+const GIVE_BACK: Duration = Duration::from_millis(500);
 
-/// For how long a key without a lease may still be waited for.
-const LIVELY: Duration = Duration::from_secs(60);
-
-/// How many connections without an answer are kept at most.
-const MAX_STUCK: usize = 8;
-
-/// A store in a Redis server.
+/// A store in Redis.
 pub struct RedisStore {
     address: Address,
     identity: String,
-    tls: TlsConfig,
+    router: Router,
     /// How long what has no limit of its own may take.
     patience: Duration,
-    idle: Mutex<Vec<Connection>>,
-    /// Those on which a request for a key got no answer. The server may read it later, and then what we send
-    /// after it on the same connection.
-    stuck: Mutex<Vec<(LevelId, Connection)>>,
     /// Where those who wait stand, as the server told them last.
     places: Mutex<HashMap<LevelId, Place>>,
     /// The server's clock when it spoke last, and ours when we heard it.
@@ -80,10 +78,8 @@ impl RedisStore {
         Self {
             identity: address.identity(),
             address: address.clone(),
-            tls: TlsConfig::default(),
+            router: Router::new(address),
             patience,
-            idle: Mutex::default(),
-            stuck: Mutex::default(),
             places: Mutex::default(),
             heard: Mutex::default(),
             clock: Mutex::default(),
@@ -97,78 +93,86 @@ impl RedisStore {
 
     /// One of the names of a key's parts.
     fn name(&self, key: &Key, part: &str) -> String {
-        format!("{}:{{{}}}:{part}", self.address.prefix, utf8_percent_encode(key.as_str(), BRACES))
+        format!("{}:{{{}}}:{part}", self.address.prefix, tag(key))
     }
 
-    fn index(&self) -> String {
-        format!("{}:index", self.address.prefix)
+    /// The slot of all of a key's parts.
+    fn slot(&self, key: &Key) -> u16 {
+        if self.router.cluster().is_some() { slot::of(&tag(key)) } else { 0 }
     }
 
-    /// The command that runs the law on a key, by `EVALSHA` or `EVAL`.
-    fn command(&self, verb: &str, key: &Key, op: &str, args: &[&str]) -> Cmd {
+    /// The index of the keys of a slot. A script can touch only what is in one.
+    fn index(&self, slot: u16) -> String {
+        if self.router.cluster().is_some() {
+            self.index_of(&slot::tag(slot))
+        } else {
+            format!("{}:index", self.address.prefix)
+        }
+    }
+
+    fn index_of(&self, tag: &str) -> String {
+        format!("{}:index:{{{tag}}}", self.address.prefix)
+    }
+
+    /// The command that runs the law on a key, by `EVALSHA` or `EVAL`, and to renew also the one that touches nothing
+    /// but the record.
+    fn request(&self, verb: &str, key: &Key, op: &str, args: &[&str]) -> Request {
         let clock = lock(&self.clock).map_or_else(String::new, |now| now.micros().to_string());
-        let parts = ["record", "queue", "waiters", "life", "events", "wake:"].map(|part| self.name(key, part));
-        let mut command = cmd(verb);
-        command.arg(if verb == "EVAL" { LAW } else { LAW_SHA1 }).arg(parts.len() + 1).arg(&parts).arg(self.index());
-        command.arg(op).arg(clock).arg(key.as_str()).arg(args);
-        command
+        let slot = self.slot(key);
+        let mut parts: Vec<String> =
+            ["record", "queue", "waiters", "life", "events", "wake:"].map(|part| self.name(key, part)).into();
+        parts.push(self.index(slot));
+        let command = |parts: &[String]| {
+            let mut command = cmd(verb);
+            command.arg(if verb == "EVAL" { LAW } else { LAW_SHA1 }).arg(parts.len()).arg(parts);
+            command.arg(op).arg(&clock).arg(key.as_str()).arg(args);
+            command
+        };
+        let alone = op == "renew" && self.router.cluster().is_some();
+        Request { slot, command: command(&parts), alone: alone.then(|| command(&parts[..1])) }
     }
 
     /// Runs the law on a key.
-    fn law(&self, key: &Key, op: &str, args: &[&str], within: Duration) -> Result<Reply, StoreError> {
-        self.law_for(None, key, op, args, within)
+    fn law(&self, key: &Key, op: &str, args: &[&str], within: Duration) -> Result<Answered, Failure> {
+        self.law_for(None, 0, key, op, args, within)
     }
 
-    /// The same; if there is no answer, the connection is kept for the level that asked.
+    /// The same; if there is no answer, the connection is kept for the level that asked. A lease must be on so many
+    /// `replicas`.
     fn law_for(
         &self,
         level: Option<LevelId>,
+        replicas: u32,
         key: &Key,
         op: &str,
         args: &[&str],
         within: Duration,
-    ) -> Result<Reply, StoreError> {
+    ) -> Result<Answered, Failure> {
         let until = Moment::now().after(within);
         // To release twice is to hear "not yours".
-        let may_repeat = op != "release";
-        let run = || {
-            let mut replies = self.exchange(&[self.command("EVALSHA", key, op, args)], may_repeat, until, level)?;
-            // The server was restarted, or never saw it.
-            if matches!(&replies[..], [Value::ServerError(error)] if error.code() == "NOSCRIPT") {
-                replies = self.exchange(&[self.command("EVAL", key, op, args)], false, until, level)?;
-            }
-            replies.pop().map_or_else(|| Err(Failure::Garbage), Reply::read)
-        };
-        run().map_err(|failure| failure.at(&self.address))
+        let manner = Manner { may_repeat: op != "release", level, replicas, ..Manner::until(until) };
+        let (mut reply, mut by) = self.router.ask(&self.request("EVALSHA", key, op, args), manner)?;
+        // The server was restarted, or never saw it.
+        if matches!(&reply, Value::ServerError(error) if error.code() == "NOSCRIPT") {
+            let manner = Manner { may_repeat: false, ..manner };
+            (reply, by) = self.router.ask(&self.request("EVAL", key, op, args), manner)?;
+        }
+        let reply = Reply::read(reply).map_err(|failure| failure.by(&by))?;
+        Ok(Answered { reply, by })
+    }
+
+    /// What went wrong, in words.
+    fn error(&self, failure: Failure) -> StoreError {
+        failure.at(&self.address)
     }
 
     /// Sends after each request of this level that got no answer, and that the server may read later, that it
     /// is not wanted any more.
     fn take_back(&self, key: &Key, level: LevelId) {
-        let stuck = std::mem::take(&mut *lock(&self.stuck));
-        let (ours, others): (Vec<_>, Vec<_>) = stuck.into_iter().partition(|(other, _)| *other == level);
-        lock(&self.stuck).extend(others);
-        for (_, connection) in ours {
-            connection.send_last(&self.command("EVALSHA", key, "release", &[&level.secret(), ""]));
+        for connection in self.router.pool.take_stuck(level) {
+            let release = self.request("EVALSHA", key, "release", &[&level.secret(), ""]);
+            connection.send_last(&release.command);
         }
-    }
-
-    /// Sends commands over a connection that is idle, or a new one. One that had ended while it was idle is
-    /// replaced, where commands `may_repeat`.
-    fn exchange(
-        &self,
-        commands: &[Cmd],
-        may_repeat: bool,
-        until: Moment,
-        level: Option<LevelId>,
-    ) -> Result<Vec<Value>, Failure> {
-        if let Some(connection) = self.take_idle() {
-            match self.exchange_on(connection, commands, until, level) {
-                Err(failure) if may_repeat && failure.is_stale() => lock(&self.idle).clear(),
-                done => return done,
-            }
-        }
-        self.exchange_on(self.open(until)?, commands, until, level)
     }
 
     fn hear(&self, clock: Option<Stamp>) {
@@ -183,43 +187,36 @@ impl RedisStore {
         record.map(|(record, now)| record.seen(&now))
     }
 
-    /// A connection that is idle, without those that ended meanwhile. Whether a request was seen that is sent over
-    /// one of these nobody knows, and so not whether it was ours to release.
-    fn take_idle(&self) -> Option<Connection> {
-        let mut idle = lock(&self.idle);
-        while let Some(mut connection) = idle.pop() {
-            if connection.is_idle() {
-                return Some(connection);
-            }
+    /// Asks a server for its clock.
+    fn clock_of(&self, slot: u16, until: Moment) -> Result<Stamp, Failure> {
+        let server = self.router.server_of(slot, until)?;
+        let asked = self.router.ask_many_at(&server, &[cmd("TIME")], Manner::until(until));
+        if asked.is_err() {
+            self.router.heed(slot, &server, None);
         }
-        None
-    }
-
-    fn open(&self, until: Moment) -> Result<Connection, Failure> {
-        let opened = Connection::open(&self.address, &self.tls, until.left());
-        opened.map_err(|failure| Failure::Unconnected(failure.into()))
-    }
-
-    /// A connection that erred is not used again: a late reply on it would be taken for that to another request.
-    fn exchange_on(
-        &self,
-        mut connection: Connection,
-        commands: &[Cmd],
-        until: Moment,
-        level: Option<LevelId>,
-    ) -> Result<Vec<Value>, Failure> {
-        let replies = connection.ask(commands, until.left());
-        match (&replies, level) {
-            // One that serves us no more, say a master that was demoted, may have a better one behind its address.
-            (Ok(replies), _) if replies.iter().any(is_refusal) => {}
-            (Ok(_), _) => lock(&self.idle).push(connection),
-            (Err(Failure::Silent), Some(level)) if lock(&self.stuck).len() < MAX_STUCK => {
-                lock(&self.stuck).push((level, connection));
-            }
-            _ => {}
+        match &asked?.0[..] {
+            [Value::ServerError(error)] => Err(Failure::Server(error.clone()).by(&server)),
+            [reply] => reply::clock(reply).ok_or(Failure::Garbage.by(&server)),
+            _ => Err(Failure::Garbage.by(&server)),
         }
-        replies
     }
+}
+
+/// What the law answered, and whose answer that is.
+struct Answered {
+    reply: Reply,
+    by: Endpoint,
+}
+
+impl Answered {
+    fn read<T>(&self, read: impl FnOnce(&Reply) -> Result<T, Failure>) -> Result<T, Failure> {
+        read(&self.reply).map_err(|failure| failure.by(&self.by))
+    }
+}
+
+/// What of a key's name stands between braces.
+fn tag(key: &Key) -> String {
+    utf8_percent_encode(key.as_str(), BRACES).to_string()
 }
 
 impl fmt::Debug for RedisStore {
@@ -262,9 +259,15 @@ impl Store for RedisStore {
         if let Some(fence) = ask.if_fence {
             question["if_fence"] = fence.to_string().into();
         }
-        let reply = self.law_for(Some(ask.level), key, "acquire", &[&question.to_string()], within)?;
+        let asked =
+            self.law_for(Some(ask.level), self.address.replicas, key, "acquire", &[&question.to_string()], within);
+        if asked.as_ref().is_err_and(|failure| matches!(failure.bare(), Failure::Unconfirmed(..))) {
+            // Nobody counts on it. If this fails, too, we are told of the same grant again, or its ttl ends it.
+            let _ = self.law(key, "release", &[&ask.level.secret(), ""], GIVE_BACK);
+        }
         let heard = Moment::now();
-        let (answer, clock, queued) = reply.answer().map_err(|failure| failure.at(&self.address))?;
+        let answer = asked.and_then(|answered| answered.read(Reply::answer));
+        let (answer, clock, queued) = answer.map_err(|failure| self.error(failure))?;
         self.hear(clock);
         let mut places = lock(&self.places);
         match queued {
@@ -275,8 +278,10 @@ impl Store for RedisStore {
     }
 
     fn renew(&self, key: &Key, level: LevelId, ttl: Duration, within: Duration) -> Result<Renewed, StoreError> {
-        let reply = self.law(key, "renew", &[&level.secret(), &micros(ttl)], within)?;
-        reply.renewed().map_err(|failure| failure.at(&self.address))
+        let args = [level.secret(), micros(ttl)];
+        let args = [&*args[0], &args[1]];
+        let answered = self.law_for(None, self.address.replicas, key, "renew", &args, within);
+        answered.and_then(|answered| answered.read(Reply::renewed)).map_err(|failure| self.error(failure))
     }
 
     fn release(
@@ -287,26 +292,26 @@ impl Store for RedisStore {
         within: Duration,
     ) -> Result<Released, StoreError> {
         let ending = ending.map_or_else(String::new, |ending| json!(ending).to_string());
-        let reply = self.law(key, "release", &[&level.secret(), &ending], within);
+        let answered = self.law(key, "release", &[&level.secret(), &ending], within);
         // After it: what a late request is granted goes, and what we hold was given back with its ending.
         self.take_back(key, level);
-        let reply = reply?;
+        let answered = answered.map_err(|failure| self.error(failure))?;
         lock(&self.places).remove(&level);
-        reply.released().map_err(|failure| failure.at(&self.address))
+        answered.read(Reply::released).map_err(|failure| self.error(failure))
     }
 
     fn revoke(&self, key: &Key, leases: &[LeaseId], force: bool, by: &Info) -> Result<Unlocked, StoreError> {
         let mut args = vec![if force { "1" } else { "0" }.to_owned(), json!(by).to_string()];
         args.extend(leases.iter().map(|lease| lease.secret()));
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let reply = self.law(key, "unlock", &args, self.patience)?;
-        reply.unlocked().map_err(|failure| failure.at(&self.address))
+        let answered = self.law(key, "unlock", &args, self.patience);
+        answered.and_then(|answered| answered.read(Reply::unlocked)).map_err(|failure| self.error(failure))
     }
 
     fn inspect(&self, key: &Key) -> Result<Option<Record>, StoreError> {
-        let reply = self.law(key, "look", &[], self.patience)?;
-        let record = reply.record(key).map_err(|failure| failure.at(&self.address))?;
-        Ok(self.see(record))
+        let answered = self.law(key, "look", &[], self.patience);
+        let record = answered.and_then(|answered| answered.read(|reply| reply.record(key)));
+        Ok(self.see(record.map_err(|failure| self.error(failure))?))
     }
 
     fn now(&self) -> Stamp {
@@ -316,70 +321,31 @@ impl Store for RedisStore {
     }
 
     fn inspect_all(&self, keys: &[Key]) -> Result<Vec<Inspected>, StoreError> {
-        let mut records = Vec::with_capacity(keys.len());
-        for some in keys.chunks(BATCH) {
-            let looks: Vec<Cmd> = some.iter().map(|key| self.command("EVALSHA", key, "look", &[])).collect();
-            let until = Moment::now().after(self.patience);
-            let replies = self.exchange(&looks, true, until, None).map_err(|failure| failure.at(&self.address))?;
-            for (key, reply) in some.iter().zip(replies) {
-                records.push(match reply {
-                    // The server was restarted, or never saw the script.
-                    Value::ServerError(error) if error.code() == "NOSCRIPT" => Ok(self.inspect(key)?),
-                    reply => match Reply::read(reply).and_then(|reply| reply.record(key)) {
-                        Ok(record) => Ok(self.see(record)),
-                        Err(failure) => match failure.at(&self.address) {
-                            error if error.trouble == Trouble::Unfit => Err(error),
-                            error => return Err(error),
-                        },
-                    },
-                });
-            }
-        }
-        Ok(records)
+        self.look_at(keys)
     }
 
     fn ask_clock(&self) -> Result<Stamp, StoreError> {
         let until = Moment::now().after(self.patience);
-        let ask = || match self.exchange(&[cmd("TIME")], true, until, None)?.pop() {
-            Some(Value::ServerError(error)) => Err(Failure::Server(error)),
-            Some(reply) => reply::clock(&reply).ok_or(Failure::Garbage),
-            None => Err(Failure::Garbage),
-        };
-        let now = ask().map_err(|failure| failure.at(&self.address))?;
+        let now = self.clock_of(0, until).map_err(|failure| self.error(failure))?;
         self.hear(Some(now));
         Ok(now)
     }
 
     fn examine(&self) -> Result<Examination, StoreError> {
-        self.look_into().map_err(|failure| failure.at(&self.address))
+        self.look_into().map_err(|failure| self.error(failure))
     }
 
-    fn list(&self, scope: Scope) -> Result<Vec<Key>, StoreError> {
-        let mut all = cmd("ZRANGE").arg(self.index()).arg(0).arg(-1).take();
-        if scope == Scope::Live {
-            // The index has the ends of leases, which are in the future for all that are held.
-            let since = self.ask_clock()?.micros().saturating_sub(micros_of(LIVELY));
-            all = cmd("ZRANGEBYSCORE").arg(self.index()).arg(since).arg("+inf").take();
-        }
-        let until = Moment::now().after(self.patience);
-        let keys = self.exchange(&[all], true, until, None).and_then(|mut replies| match replies.pop() {
-            Some(Value::Array(keys)) => Ok(keys),
-            Some(Value::ServerError(error)) => Err(Failure::Server(error)),
-            _ => Err(Failure::Garbage),
-        });
-        let keys = keys.map_err(|failure| failure.at(&self.address))?;
-        let mut keys: Vec<Key> = keys.iter().filter_map(|key| Key::parse(reply::text(key)?).ok()).collect();
-        keys.sort_unstable();
-        Ok(keys)
+    fn list(&self, scope: Scope) -> Result<Listing, StoreError> {
+        self.list_keys(scope)
     }
 
     fn observe(&self, key: Option<&Key>) -> Result<Box<dyn Observer>, StoreError> {
-        let observer = observe::Subscription::new(self, key).map_err(|failure| failure.at(&self.address))?;
+        let observer = observe::Subscription::new(self, key).map_err(|failure| self.error(failure))?;
         Ok(Box::new(observer))
     }
 
     fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {
-        self.wait(key, watch, timeout).map_err(|failure| failure.at(&self.address))
+        self.wait(key, watch, timeout).map_err(|failure| self.error(failure))
     }
 
     fn sign_of_life(&self, _: LevelId) -> Result<Option<OwnedFd>, StoreError> {
@@ -387,16 +353,8 @@ impl Store for RedisStore {
     }
 }
 
-fn is_refusal(reply: &Value) -> bool {
-    matches!(reply, Value::ServerError(error) if error.code() != "NOSCRIPT")
-}
-
 fn micros(span: Duration) -> String {
     span.as_micros().to_string()
-}
-
-fn micros_of(span: Duration) -> u64 {
-    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// What a thread that panicked left is as good as before: no change of it takes two steps.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use redis::{Cmd, Value, cmd};
 
-use super::address::Address;
+use super::address::{Address, Endpoint};
 use super::connection::Connection;
 use super::trouble::Failure;
 use super::{RedisStore, reply};
@@ -29,7 +29,18 @@ pub(super) struct Subscription {
 impl Subscription {
     pub(super) fn new(store: &RedisStore, key: Option<&Key>) -> Result<Self, Failure> {
         let until = Moment::now().after(store.patience);
-        let mut connection = store.open(until)?;
+        // In a cluster whatever is published is published by all of its nodes.
+        let slot = key.map_or(0, |key| store.slot(key));
+        let server = store.router.server_of(slot, until)?;
+        let subscribed = Self::at(store, &server, key, until);
+        if subscribed.is_err() {
+            store.router.heed(slot, &server, None);
+        }
+        subscribed.map_err(|failure| failure.by(&server))
+    }
+
+    fn at(store: &RedisStore, server: &Endpoint, key: Option<&Key>, until: Moment) -> Result<Self, Failure> {
+        let mut connection = store.router.pool.open(server, until)?;
         let subscribe = match key {
             Some(key) => cmd("SUBSCRIBE").arg(store.name(key, "changes")).take(),
             None => cmd("PSUBSCRIBE").arg(format!("{}:*", glob(&store.address.prefix))).take(),
@@ -79,7 +90,8 @@ impl Subscription {
 
 impl Observer for Subscription {
     fn next(&mut self, _: &[Record], timeout: Option<Duration>) -> Result<Changed, StoreError> {
-        self.next_changes(timeout).map(Changed::Keys).map_err(|failure| failure.at(&self.address))
+        let changed = self.next_changes(timeout).map_err(|failure| failure.by(&self.connection.server));
+        changed.map(Changed::Keys).map_err(|failure| failure.at(&self.address))
     }
 }
 

@@ -239,6 +239,12 @@ fn parse(number: &str) -> Result<Json, Failure> {
     number.parse::<u64>().map(Json::from).map_err(|_| odd())
 }
 
+/// Whether this grants or extends a lease.
+pub(super) fn is_lease(reply: &Value) -> bool {
+    let Value::Array(parts) = reply else { return false };
+    matches!(parts.first().and_then(text), Some("granted" | "until"))
+}
+
 pub(super) fn text(value: &Value) -> Option<&str> {
     match value {
         Value::BulkString(bytes) => str::from_utf8(bytes).ok(),

@@ -4,7 +4,7 @@ use std::io;
 
 use redis::ServerError;
 
-use super::address::Address;
+use super::address::{Address, Endpoint, Servers};
 use crate::store::{StoreError, Trouble};
 use crate::sys;
 
@@ -16,6 +16,8 @@ const SHOWN: usize = 200;
 pub(super) enum Failure {
     /// Nothing was sent, for this reason.
     Unconnected(Box<Self>),
+    /// It was this server's.
+    By(Endpoint, Box<Self>),
     /// Connecting, sending or receiving.
     Io(io::Error),
     /// There was no complete reply in time.
@@ -32,6 +34,12 @@ pub(super) enum Failure {
     Server(ServerError),
     /// A reply that none of our scripts gives.
     Odd(String),
+    /// It is no master, but this.
+    Role(String),
+    /// What was granted is on so few replicas, of so many that must have it.
+    Unconfirmed(u64, u32),
+    /// It is not known which server to ask, for this reason.
+    Unknown(String),
 }
 
 impl Failure {
@@ -43,11 +51,37 @@ impl Failure {
             if [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof].contains(&error.kind()))
     }
 
+    /// The same, of this server.
+    pub(super) fn by(self, server: &Endpoint) -> Self {
+        match self {
+            Self::By(..) => self,
+            failure => Self::By(server.clone(), failure.into()),
+        }
+    }
+
+    /// What went wrong, whoever's it was.
+    pub(super) fn bare(&self) -> &Self {
+        match self {
+            Self::By(_, failure) => failure.bare(),
+            failure => failure,
+        }
+    }
+
+    /// Whether nothing was sent.
+    pub(super) fn is_before_anything(&self) -> bool {
+        matches!(self.bare(), Self::Unconnected(_))
+    }
+
     /// The error of the store at `address`.
     pub(super) fn at(self, address: &Address) -> StoreError {
-        let before_anything = matches!(self, Self::Server(_));
+        self.of(&address.to_string(), address)
+    }
+
+    fn of(self, name: &str, address: &Address) -> StoreError {
+        let before_anything = matches!(self, Self::Server(_) | Self::Unknown(_));
         let (trouble, words) = match self {
-            Self::Unconnected(failure) => return failure.at(address).before_anything(),
+            Self::Unconnected(failure) => return failure.of(name, address).before_anything(),
+            Self::By(server, failure) => return failure.of(&address.name_of(&server), address),
             failure if failure.is_stale() => (Trouble::Unreachable, "it closed the connection".into()),
             Self::Io(error) => (Trouble::Unreachable, sys::words(&error)),
             Self::Silent => (Trouble::Unreachable, "it did not answer in time".into()),
@@ -56,10 +90,16 @@ impl Failure {
             }
             Self::Garbage => (Trouble::Unreachable, "what it answers is not the protocol of Redis".into()),
             Self::Tls(error) => tls(&error),
-            Self::Server(error) => refusal(&error),
+            Self::Server(error) => refusal(&error, matches!(address.servers, Servers::One(_))),
             Self::Settings(words) | Self::Odd(words) => (Trouble::Unfit, words),
+            Self::Role(role) => (Trouble::Unreachable, format!("it is no master, but a {}", words_of(&role))),
+            Self::Unconfirmed(has, wanted) => {
+                let replicas = if wanted == 1 { "replica" } else { "replicas" };
+                (Trouble::Unreachable, format!("{has} of {wanted} {replicas} acknowledged the lease"))
+            }
+            Self::Unknown(words) => (Trouble::Unreachable, words),
         };
-        let error = StoreError::new(trouble, format_args!("{address}: {}", address.without_password(&words)));
+        let error = StoreError::new(trouble, format_args!("{name}: {}", address.without_password(&words)));
         if before_anything { error.before_anything() } else { error }
     }
 }
@@ -90,13 +130,24 @@ fn tls(error: &rustls::Error) -> (Trouble, String) {
     (Trouble::Refused, words)
 }
 
-/// A refusal of the server: what it means, and its words.
-fn refusal(error: &ServerError) -> (Trouble, String) {
+/// What people call it.
+fn words_of(role: &str) -> &str {
+    if role == "slave" { "replica" } else { role }
+}
+
+/// A refusal of the server: what it means, and its words. It may be that there `is_one` server only.
+fn refusal(error: &ServerError, is_one: bool) -> (Trouble, String) {
     let details = error.details().unwrap_or_default();
     let (command, code, words) = inner(details).unwrap_or((None, error.code(), details));
     let trouble = match code {
-        "MOVED" | "ASK" | "CROSSSLOT" => {
-            return (Trouble::Unfit, "it is a node of a cluster; a redis:// URL is for a single server".into());
+        "MOVED" | "ASK" | "CROSSSLOT" if is_one => {
+            return (Trouble::Unfit, "it is a node of a cluster, which is 'redis+cluster://'".into());
+        }
+        "ERR" if is_one && is_sentinel(words) => {
+            return (
+                Trouble::Refused,
+                format!("it says '{}'; if it is a sentinel, that is 'redis+sentinel://'", shown(code, words)),
+            );
         }
         "WRONGTYPE" => {
             return (Trouble::Unfit, "something that is not dlock's has the name of its keys; see '?prefix='".into());
@@ -146,6 +197,12 @@ fn is_about_us(words: &str) -> bool {
     ];
     let words = words.to_lowercase();
     KNOWN.iter().any(|known| words.contains(known))
+}
+
+/// Whether `ERR …` is by somebody who knows no scripts.
+fn is_sentinel(words: &str) -> bool {
+    let words = words.to_lowercase();
+    words.starts_with("unknown command") && words.contains("evalsha")
 }
 
 /// The words of a refusal.

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use redis::{Value, cmd};
 
+use super::address::Endpoint;
+use super::cluster::Redirection;
 use super::reply::{self, Queued};
+use super::router::Request;
 use super::trouble::Failure;
 use super::{RedisStore, lock};
 use crate::clock::Moment;
@@ -24,6 +27,13 @@ const LATE: Duration = Duration::from_secs(1);
 /// How often one who waits for the end of a lease looks whether it missed the word of it: several may wait
 /// for the same one, and one of them gets the word.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How often one who sleeps makes sure that the server is there, where another one may take its place: soon enough to
+/// take the key there before one is passed over for not taking it.
+const SUCCESSION: Duration = Duration::from_secs(3);
+
+/// How often one who sleeps is sent on to another server before that is taken for an error.
+const HOPS: usize = 4;
 
 /// Where one stands that waits in line.
 #[derive(Clone, Copy, Debug)]
@@ -99,13 +109,13 @@ impl RedisStore {
             Watch::Hold(level) => {
                 let span = timeout.unwrap_or(LISTEN);
                 let list = self.name(key, &format!("wake:{}", level.secret()));
-                self.pop(&[list], span * 9 / 10, span / 10, 1).map(drop)
+                self.pop(key, &[list], (span * 9 / 10, span / 10), 1).map(drop)
             }
             Watch::Ends(leases) => {
                 let span = timeout.map_or(LOOK, |timeout| timeout.min(LOOK));
                 let list = |lease: &LeaseId| self.name(key, &format!("wake:end:{}", lease.secret()));
                 let lists: Vec<String> = leases.iter().map(list).collect();
-                self.pop(&lists, span, LATE, 0).map(drop)
+                self.pop(key, &lists, (span, LATE), 0).map(drop)
             }
         }
     }
@@ -117,10 +127,12 @@ impl RedisStore {
         let outcome = loop {
             let sign = place.sign_at();
             let wake = [Some(sign), place.due(), until].into_iter().flatten().min().unwrap_or(sign);
-            match self.pop(std::slice::from_ref(&list), wake.left(), LATE, 0) {
+            let span = if self.router.has_others() { wake.left().min(SUCCESSION) } else { wake.left() };
+            match self.pop(key, std::slice::from_ref(&list), (span, LATE), 0) {
                 Err(failure) => break Err(failure),
                 Ok(Some(word)) if place.told(&word).is_some() => continue,
                 Ok(Some(_)) => break Ok(()),
+                Ok(None) if !wake.left().is_zero() => continue,
                 Ok(None) => {}
             }
             if until.is_some_and(|until| until.left().is_zero()) {
@@ -140,17 +152,24 @@ impl RedisStore {
     /// Reads the instant that is watched, and shows our life if it is time to. Whether to sleep on: no if
     /// that instant has passed, or if we are not in the queue any more.
     fn look(&self, key: &Key, level: LevelId, place: &mut Place, signs: bool) -> Result<bool, Failure> {
-        let mut commands = vec![cmd("HGET").arg(self.name(key, "record")).arg("next").take()];
+        let slot = self.slot(key);
+        let request = |command| Request { slot, command, alone: None };
+        let mut requests = vec![request(cmd("HGET").arg(self.name(key, "record")).arg("next").take())];
         if signs {
             let good_until = place.server_at(Moment::now()).after(place.good_for).micros();
             let mut sign = cmd("ZADD");
             sign.arg(self.name(key, "life")).arg("XX").arg("CH").arg(good_until).arg(level.secret());
-            commands.push(sign);
+            requests.push(request(sign));
         }
-        let until = Moment::now().after(self.patience);
-        let mut replies = self.exchange(&commands, true, until, None)?;
-        if let Some(Value::ServerError(error)) = replies.iter().find(|reply| matches!(reply, Value::ServerError(_))) {
-            return Err(Failure::Server(error.clone()));
+        let mut replies = vec![Value::Nil; requests.len()];
+        for (places, answers) in self.router.ask_all(&requests, Moment::now().after(self.patience)) {
+            let (answers, by) = answers?;
+            for (at, reply) in places.into_iter().zip(answers) {
+                if let Value::ServerError(error) = reply {
+                    return Err(Failure::Server(error).by(&by));
+                }
+                replies[at] = reply;
+            }
         }
         if signs {
             place.signed = Moment::now();
@@ -169,26 +188,67 @@ impl RedisStore {
         Ok(sleep_on)
     }
 
-    /// Takes a word off one of the lists; nothing if there is none for `span`. The server may be `late` with
-    /// that. Of the idle connections so many are `left` alone.
-    fn pop(&self, lists: &[String], span: Duration, late: Duration, left: usize) -> Result<Option<String>, Failure> {
+    /// Takes a word off one of the lists; nothing if there is none for a span. The server may be late with that by
+    /// another one. Of the idle connections so many are `left` alone.
+    fn pop(
+        &self,
+        key: &Key,
+        lists: &[String],
+        (span, late): (Duration, Duration),
+        left: usize,
+    ) -> Result<Option<String>, Failure> {
+        let slot = self.slot(key);
         let until = Moment::now().after(span);
-        let idle = Some(&mut *lock(&self.idle)).filter(|idle| idle.len() > left).and_then(Vec::pop);
-        let mut connection = match idle {
+        let mut server = self.router.server_of(slot, until.after(late))?;
+        let mut asking = false;
+        for _ in 0..HOPS {
+            let popped = self.pop_at(&server, asking, lists, (until, late), left);
+            let refusal = match &popped {
+                Ok(refusal @ Value::ServerError(_)) => Some(refusal),
+                Ok(_) => None,
+                Err(_) => {
+                    self.router.heed(slot, &server, None);
+                    None
+                }
+            };
+            match refusal.and_then(|refusal| self.router.heed(slot, &server, Some(refusal))) {
+                Some(Redirection::Moved(to)) => (server, asking) = (to, false),
+                Some(Redirection::Ask(to)) => (server, asking) = (to, true),
+                Some(Redirection::TryAgain | Redirection::Down) | None => {
+                    return match popped.map_err(|failure| failure.by(&server))? {
+                        Value::Nil => Ok(None),
+                        Value::Array(pair) => Ok(pair.get(1).and_then(reply::text).map(str::to_owned)),
+                        Value::ServerError(error) => Err(Failure::Server(error).by(&server)),
+                        _ => Err(Failure::Garbage.by(&server)),
+                    };
+                }
+            }
+        }
+        Err(Failure::Unknown("its nodes do not agree on who has this key".into()).by(&server))
+    }
+
+    fn pop_at(
+        &self,
+        server: &Endpoint,
+        asking: bool,
+        lists: &[String],
+        (until, late): (Moment, Duration),
+        left: usize,
+    ) -> Result<Value, Failure> {
+        let pool = &self.router.pool;
+        let mut connection = match pool.take_idle(server, left) {
             Some(connection) => connection,
-            None => self.open(until.after(late))?,
+            None => pool.open(server, until.after(late))?,
         };
+        if asking {
+            connection.ask(&[cmd("ASKING")], until.after(late).left())?;
+        }
         // Zero would be for ever.
         let span = until.left().max(Duration::from_millis(10));
         let mut pop = cmd("BLPOP");
         pop.arg(lists).arg(format!("{:.3}", span.as_secs_f64()));
         let reply = connection.ask_to_wait(pop, span, late)?;
-        lock(&self.idle).push(connection);
-        match &reply {
-            Value::Nil => Ok(None),
-            Value::Array(pair) => Ok(pair.get(1).and_then(reply::text).map(str::to_owned)),
-            Value::ServerError(error) => Err(Failure::Server(error.clone())),
-            _ => Err(Failure::Garbage),
-        }
+        pool.keep(connection);
+        Ok(reply)
     }
 }
