@@ -4,6 +4,7 @@ pub(crate) mod access;
 mod cost;
 mod doctor;
 mod freeze;
+mod groups;
 mod network;
 mod oracle;
 mod refusals;

@@ -13,8 +13,9 @@ use dlock::model::{Answer, Ask, Info, Key, LeaseId, Mode, Patience, Released};
 use dlock::store::{Address, Changed, RedisStore, Scope, Store as _, StoreError, Trouble, Url, Watch};
 use redis::Commands as _;
 
+use crate::support::redis::tls::{PORT as TLS_PORT, certify, with_tls};
 use crate::support::redis::{REDIS, REDIS_6, Server, VALKEY, on_both};
-use crate::support::{DLOCK, Done, Running, Store, child_of, command, finish, has, skipped};
+use crate::support::{DLOCK, Done, Running, Store, child_of, finish, has};
 
 /// What a user of dlock must be allowed, for `ACL SETUSER NAME on >PASSWORD …`; as README has it. Another
 /// database than 0 needs `+select`.
@@ -188,47 +189,11 @@ fn a_user_with_that_rule_runs_waits_unlocks_and_looks() {
     });
 }
 
-/// The servers that speak TLS; one that was built without is skipped by name.
-fn with_tls() -> Vec<&'static str> {
-    let speaks = |program: &&'static str| {
-        let done = finish(command(program).args(["--port", "0", "--tls-port", "1"]));
-        done.stdout.contains("No tls-cert-file configured") || skipped_alone(program)
-    };
-    let found: Vec<_> = [REDIS, VALKEY].into_iter().filter(|program| has(program)).filter(speaks).collect();
-    if found.is_empty() {
-        skipped("no server here speaks TLS");
-    }
-    found
-}
-
-/// It is enough if another server can do it.
-#[expect(clippy::print_stderr, reason = "whoever runs the tests wants to know")]
-fn skipped_alone(program: &str) -> bool {
-    eprintln!("skipped: this {program} was built without TLS");
-    false
-}
-
-const TLS_PORT: u16 = 6391;
-
 /// A server with TLS, the authority that vouches for it in `ca.pem`, and a client's certificate.
 fn tls_server(program: &'static str, name: Option<&str>, auth_clients: &str) -> Server {
     let server = Server::start(program, &[]);
-    let run = |words: &str| {
-        let done = finish(Command::new("openssl").args(words.split(' ')).current_dir(server.path("")));
-        assert!(done.status.success(), "openssl {words}: {done:#?}");
-    };
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    for ca in ["ca", "other"] {
-        run(&format!("req -x509 {key} -keyout {ca}.key -out {ca}.pem -subj /CN={ca} -days 2"));
-    }
     let name = name.map_or_else(|| format!("IP:{}", server.host), str::to_owned);
-    for (who, names) in [("server", &*name), ("client", "DNS:client")] {
-        fs::write(server.path("names"), format!("subjectAltName={names}\n")).expect("a file");
-        run(&format!("req {key} -keyout {who}.key -out {who}.csr -subj /CN={who}"));
-        run(&format!(
-            "x509 -req -in {who}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {who}.pem -days 2 -extfile names"
-        ));
-    }
+    certify(&server.path(""), &name);
     let files = ["tls-cert-file", "server.pem", "tls-key-file", "server.key", "tls-ca-cert-file", "ca.pem"];
     server.ask(&[&["CONFIG", "SET"], &files[..], &["tls-auth-clients", auth_clients]].concat());
     server.ask(&["CONFIG", "SET", "tls-port", &TLS_PORT.to_string()]);

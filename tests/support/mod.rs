@@ -39,7 +39,7 @@ pub(crate) struct Store {
     pub(crate) dir: TempDir,
     url: String,
     #[cfg(feature = "redis")]
-    server: Option<redis::Server>,
+    servers: Option<redis::Servers>,
 }
 
 /// Makes tests of promises, one for each store: of each `fn promise(store: &Store)` that is named. One whose
@@ -105,7 +105,7 @@ impl Store {
             dir,
             url,
             #[cfg(feature = "redis")]
-            server: None,
+            servers: None,
         }
     }
 
@@ -122,8 +122,8 @@ impl Store {
     /// Whether nothing has made anything in it yet.
     pub(crate) fn is_untouched(&self) -> bool {
         #[cfg(feature = "redis")]
-        if let Some(server) = &self.server {
-            return server.keys().is_empty();
+        if let Some(keys) = self.keys() {
+            return keys.is_empty();
         }
         !self.path("locks").exists()
     }
@@ -131,8 +131,8 @@ impl Store {
     /// Whether it has anything of a key whose name needs no encoding.
     pub(crate) fn keeps(&self, key: &str) -> bool {
         #[cfg(feature = "redis")]
-        if let Some(server) = &self.server {
-            return server.keys().iter().any(|name| name.contains(&format!("{{{key}}}")));
+        if let Some(keys) = self.keys() {
+            return keys.iter().any(|name| name.contains(&format!(":{{{key}}}:")));
         }
         self.key_file(key).exists()
     }
@@ -140,9 +140,13 @@ impl Store {
     /// What it has besides what stays of a key that was held.
     pub(crate) fn leftovers(&self) -> Vec<String> {
         #[cfg(feature = "redis")]
-        if let Some(server) = &self.server {
-            let stays = |name: &String| ["record", "events", "index"].iter().any(|part| name.ends_with(part));
-            return server.keys().into_iter().filter(|name| !stays(name)).collect();
+        if let Some(keys) = self.keys() {
+            // On a cluster the index is in parts.
+            let parts = format!("{}:index:", self.prefix());
+            let stays = |name: &String| {
+                name.starts_with(&parts) || ["record", "events", "index"].iter().any(|part| name.ends_with(part))
+            };
+            return keys.into_iter().filter(|name| !stays(name)).collect();
         }
         let entries = fs::read_dir(self.path("locks")).expect("keys were held");
         let names = entries.map(|entry| entry.expect("it can be listed").file_name().to_string_lossy().into_owned());
@@ -152,20 +156,22 @@ impl Store {
     /// What status calls it.
     pub(crate) fn identity(&self) -> String {
         #[cfg(feature = "redis")]
-        if let Some(server) = &self.server {
-            return format!("{}/0?prefix=dlock", server.url());
+        match &self.servers {
+            Some(redis::Servers::Own(server)) => return format!("{}/0?prefix=dlock", server.url()),
+            Some(_) => return self.url.clone(),
+            None => {}
         }
         format!("file:{}", self.path("locks").canonicalize().expect("it is there").display())
     }
 
     /// Waits until a holder listens to what becomes of its lease, which it does once its command has run for a
-    /// while. On a server nobody else may wait.
+    /// while.
     #[cfg_attr(not(feature = "redis"), expect(clippy::unused_self, reason = "it may be a server that knows"))]
     pub(crate) fn await_listening(&self, holder: &Running) {
         let listens = || {
             #[cfg(feature = "redis")]
-            if let Some(server) = &self.server {
-                return server.has_sleeper();
+            if let Some(asleep) = self.is_asleep(holder) {
+                return asleep;
             }
             activity::open_files(holder.pid().as_raw()).iter().any(|file| file.contains("inotify"))
         };
