@@ -95,10 +95,11 @@ fn in_each_shell(work: impl Fn(&str)) {
 
 /// Another store of the same kind, as a shell may take it as it is in single quotes.
 fn another(store: &Store, number: usize) -> String {
-    match store.url().strip_prefix("file:") {
-        Some(path) => format!("file:{path}-{number}"),
-        None => format!("{}?prefix=p{number}", store.url()),
+    if let Some(path) = store.url().strip_prefix("file:") {
+        return format!("file:{path}-{number}");
     }
+    let (server, prefix) = store.url().split_once("?prefix=").unwrap_or((store.url(), ""));
+    format!("{server}?prefix={prefix}p{number}")
 }
 
 /// Types the begin of a line and has the shell complete it, again if the store was too slow for this machine. What

@@ -114,11 +114,11 @@ fn one_who_compared_in_vain_reports_that_it_was_busy(store: &Store) {
     assert_eq!(read(&file)["outcome"], "busy");
 }
 
-/// What deletes all that a store has of `k`.
+/// What makes a store forget who holds `k`.
 fn loss(store: &Store) -> String {
     #[cfg(feature = "redis")]
     if store.beats() {
-        return format!("redis-cli -u {} FLUSHALL >/dev/null", store.url());
+        return store.loss("k");
     }
     format!("rm '{}'", store.key_file("k").display())
 }

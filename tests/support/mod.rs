@@ -54,6 +54,18 @@ macro_rules! on_every_store {
             fn valkey() {
                 $crate::support::redis::on_a_server($crate::support::redis::VALKEY, super::$promise);
             }
+
+            #[cfg(feature = "redis")]
+            #[test]
+            fn sentinel() {
+                $crate::support::redis::on_a_share($crate::support::Store::on_sentinels, super::$promise);
+            }
+
+            #[cfg(feature = "redis")]
+            #[test]
+            fn cluster() {
+                $crate::support::redis::on_a_share($crate::support::Store::on_cluster, super::$promise);
+            }
         })+
     };
 }

@@ -79,6 +79,13 @@ pub(crate) fn on_a_server(program: &'static str, test: fn(&Store)) {
     }
 }
 
+/// Runs a test on a store's share of a group of servers, if that kind is installed.
+pub(crate) fn on_a_share(make: fn() -> Store, test: fn(&Store)) {
+    if has(REDIS) {
+        test(&make());
+    }
+}
+
 /// Runs a test on each kind of server that is installed.
 pub(crate) fn on_both(test: impl Fn(&Store) + Sync) {
     on_both_with(&[], |store| test(store));
@@ -325,6 +332,17 @@ impl Store {
             masters.iter().any(|server| server.host == *peer && server.sleepers().contains(local))
         };
         Some(mine.iter().any(sleeps))
+    }
+
+    /// What deletes the record of a key in a server, for a shell.
+    pub(crate) fn loss(&self, key: &str) -> String {
+        let name = format!("{}:{{{key}}}:record", self.prefix());
+        let server = match &self.servers {
+            Some(Servers::Sentinels(group)) => group.master(),
+            Some(Servers::Cluster(group)) => &group.nodes[group.master_of(&name)],
+            _ => self.server(),
+        };
+        format!("redis-cli -h {} -p {PORT} DEL '{name}' >/dev/null", server.host)
     }
 
     /// What its keys in a server begin with.
