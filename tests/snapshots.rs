@@ -93,8 +93,7 @@ fn masked_line(store: &Store, line: &str) -> String {
     let line = mask(&line, "stays taken for ", |c| c.is_ascii_alphanumeric() || c == ' ', "SPAN ");
     let line = mask(&line, "lease ", |c| c.is_ascii_hexdigit(), "LEASE");
     let line = mask(&line, "fence ", |c| c.is_ascii_digit(), "FENCE");
-    let server = store.url().replace("redis://", "redis at ");
-    line.replace(&server, "STORE").replace(&store.path("locks").display().to_string(), "STORE")
+    line.replace(&store.words(), "STORE").replace(&store.path("locks").display().to_string(), "STORE")
 }
 
 /// The cells of a table, with those replaced whose content differs from run to run.

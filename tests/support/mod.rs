@@ -170,10 +170,27 @@ impl Store {
         #[cfg(feature = "redis")]
         match &self.servers {
             Some(redis::Servers::Own(server)) => return format!("{}/0?prefix=dlock", server.url()),
-            Some(_) => return self.url.clone(),
+            Some(_) => {
+                // In whatever order they were named.
+                let (scheme, rest) = self.url.split_once("://").expect("a URL");
+                let end = rest.find(['/', '?']).expect("it has a prefix");
+                let mut hosts: Vec<&str> = rest[..end].split(',').collect();
+                hosts.sort_unstable();
+                return format!("{scheme}://{}{}", hosts.join(","), &rest[end..]);
+            }
             None => {}
         }
         format!("file:{}", self.path("locks").canonicalize().expect("it is there").display())
+    }
+
+    /// What messages call it, where it is no directory.
+    pub(crate) fn words(&self) -> String {
+        let (scheme, rest) = self.url.split_once("://").unwrap_or(("", &self.url));
+        match scheme {
+            "redis+sentinel" => "redis master 'mymaster'".into(),
+            "redis+cluster" => format!("redis cluster at {}", rest.split(',').next().unwrap_or_default()),
+            _ => format!("redis at {rest}"),
+        }
     }
 
     /// Waits until a holder listens to what becomes of its lease, which it does once its command has run for a

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use redis::{Value, cmd};
 
+use super::RedisStore;
 use super::address::Endpoint;
 use super::reply::{self, Reply};
 use super::router::Request;
 use super::trouble::Failure;
-use super::{RedisStore, slot};
 use crate::clock::Moment;
 use crate::model::Key;
 use crate::store::{Inspected, Listing, Scope, Store as _, StoreError, Trouble};
@@ -88,9 +88,8 @@ impl RedisStore {
             self.read_indexes(None, &[(0, self.index(0))], since, until, &mut listing);
             listing.unseen.pop().map_or(Ok(()), Err)?;
         }
-        let tags = if slots.is_empty() { Vec::new() } else { slot::tags() };
         for (from, to, owner) in slots {
-            let index = |slot: u16| (slot, self.index_of(&tags[usize::from(slot)]));
+            let index = |slot: u16| (slot, self.index(slot));
             let indexes: Vec<(u16, String)> = (from..=to).map(index).collect();
             match self.since(scope, from, until) {
                 Ok(since) => {

@@ -104,14 +104,10 @@ impl RedisStore {
     /// The index of the keys of a slot. A script can touch only what is in one.
     fn index(&self, slot: u16) -> String {
         if self.router.cluster().is_some() {
-            self.index_of(&slot::tag(slot))
+            format!("{}:index:{{{}}}", self.address.prefix, slot::tag(slot))
         } else {
             format!("{}:index", self.address.prefix)
         }
-    }
-
-    fn index_of(&self, tag: &str) -> String {
-        format!("{}:index:{{{tag}}}", self.address.prefix)
     }
 
     /// The command that runs the law on a key, by `EVALSHA` or `EVAL`, and to renew also the one that touches nothing
