@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{BOUNDED, lease_end};
+use super::{BOUNDED, await_beat, lease_end};
 use crate::support::journal::Journal;
 use crate::support::proxy::{Fate, Proxy};
 use crate::support::redis::{PORT, REDIS, new_host, on_a_server, on_both};
@@ -20,13 +20,6 @@ fn behind(near: &Store) -> (Proxy, Store) {
     let proxy = Proxy::to(near.server());
     let far = Store::new().at(&proxy.url());
     (proxy, far)
-}
-
-/// Waits until the lease of `k` was extended.
-#[track_caller]
-fn await_beat(near: &Store) {
-    let before = lease_end(near);
-    wait_for("a beat", || lease_end(near) > before);
 }
 
 #[test]

@@ -409,9 +409,12 @@ pub(crate) fn await_number(path: &Path) -> i32 {
     number.expect("it was waited for")
 }
 
-/// Whether a process is there and no zombie.
+/// Whether a process is there and can do anything: it is no zombie, and not on its way to become one.
 pub(crate) fn is_alive(pid: i32) -> bool {
-    state(pid).is_some_and(|state| !['Z', 'X'].contains(&state))
+    /// `PF_EXITING` in include/linux/sched.h.
+    const EXITING: u64 = 0x4;
+    let flags = stat(pid).get(6).and_then(|flags| flags.parse().ok()).unwrap_or(0);
+    state(pid).is_some_and(|state| !['Z', 'X'].contains(&state)) && flags & EXITING == 0
 }
 
 /// The only child of a process: for a dlock that runs, its guardian.
@@ -444,6 +447,13 @@ pub(crate) fn skipped(why: &str) -> bool {
 
 /// The state of a process, as proc(5) has it; nothing if it is not there.
 pub(crate) fn state(pid: i32) -> Option<char> {
+    stat(pid).first().and_then(|state| state.chars().next())
+}
+
+/// What `/proc/PID/stat` tells of a process behind its name: state, parent, process group, session, terminal, the group
+/// in its foreground, flags …
+fn stat(pid: i32) -> Vec<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next())
+    let (_, rest) = stat.rsplit_once(')').unwrap_or_default();
+    rest.split_whitespace().map(str::to_owned).collect()
 }

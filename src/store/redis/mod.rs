@@ -52,7 +52,7 @@ const LAW_SHA1: &str = "a774239297d2bc5171b2a8168dc7308d2cc381f6";
 /// What of a key would end the part of a name that a Cluster looks at, or is the escape itself.
 const BRACES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
 
-/// How long a lease that too few replicas have may take to be given back.
+/// How long it may take to give back what too few replicas have.
 const GIVE_BACK: Duration = Duration::from_millis(500);
 
 /// A store in Redis.
@@ -258,7 +258,7 @@ impl Store for RedisStore {
         let asked =
             self.law_for(Some(ask.level), self.address.replicas, key, "acquire", &[&question.to_string()], within);
         if asked.as_ref().is_err_and(|failure| matches!(failure.bare(), Failure::Unconfirmed(..))) {
-            // Nobody counts on it. If this fails, too, we are told of the same grant again, or its ttl ends it.
+            // Nobody counts on it. If this fails, too, we are given the same again, or time ends it.
             let _ = self.law(key, "release", &[&ask.level.secret(), ""], GIVE_BACK);
         }
         let heard = Moment::now();

@@ -38,7 +38,7 @@ pub(super) struct Manner {
     pub(super) may_repeat: bool,
     /// If there is no answer, the connection is kept for the level that asked.
     pub(super) level: Option<LevelId>,
-    /// A lease counts once so many replicas have it.
+    /// What is given counts once so many replicas have it.
     pub(super) replicas: u32,
     /// The server is to answer for a slot that is on its way to it.
     pub(super) asking: bool,
@@ -124,7 +124,7 @@ fn ask(connection: &mut Connection, commands: &[Cmd], manner: Manner) -> Result<
     } else {
         connection.ask(commands, until.left())?
     };
-    if replicas > 0 && replies.iter().any(reply::is_lease) {
+    if replicas > 0 && replies.iter().any(reply::gives) {
         await_replicas(connection, replicas, until)?;
     }
     Ok(replies)

@@ -239,10 +239,10 @@ fn parse(number: &str) -> Result<Json, Failure> {
     number.parse::<u64>().map(Json::from).map_err(|_| odd())
 }
 
-/// Whether this grants or extends a lease.
-pub(super) fn is_lease(reply: &Value) -> bool {
+/// Whether this gives something that must not be lost: a lease, more time for one, a place in the queue.
+pub(super) fn gives(reply: &Value) -> bool {
     let Value::Array(parts) = reply else { return false };
-    matches!(parts.first().and_then(text), Some("granted" | "until"))
+    matches!(parts.first().and_then(text), Some("granted" | "until" | "queued"))
 }
 
 pub(super) fn text(value: &Value) -> Option<&str> {

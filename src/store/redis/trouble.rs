@@ -36,7 +36,7 @@ pub(super) enum Failure {
     Odd(String),
     /// It is no master, but this.
     Role(String),
-    /// What was granted is on so few replicas, of so many that must have it.
+    /// What was given is on so few replicas, of so many that must have it.
     Unconfirmed(u64, u32),
     /// It is not known which server to ask, for this reason.
     Unknown(String),
@@ -95,7 +95,7 @@ impl Failure {
             Self::Role(role) => (Trouble::Unreachable, format!("it is no master, but a {}", words_of(&role))),
             Self::Unconfirmed(has, wanted) => {
                 let replicas = if wanted == 1 { "replica" } else { "replicas" };
-                (Trouble::Unreachable, format!("{has} of {wanted} {replicas} acknowledged the lease"))
+                (Trouble::Unreachable, format!("{has} of {wanted} {replicas} acknowledged what it gave us"))
             }
             Self::Unknown(words) => (Trouble::Unreachable, words),
         };

@@ -30,7 +30,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// How often one who sleeps makes sure that the server is there, where another one may take its place: soon enough to
 /// take the key there before one is passed over for not taking it.
-const SUCCESSION: Duration = Duration::from_secs(3);
+const SUCCESSION: Duration = Duration::from_secs(2);
 
 /// How often one who sleeps is sent on to another server before that is taken for an error.
 const HOPS: usize = 4;

@@ -188,7 +188,7 @@ impl Server {
     }
 
     /// The same, of a server that may be away or not ready yet.
-    fn try_ask<T: FromRedisValue>(&self, words: &[&str]) -> RedisResult<T> {
+    pub(crate) fn try_ask<T: FromRedisValue>(&self, words: &[&str]) -> RedisResult<T> {
         redis::cmd(words[0]).arg(&words[1..]).query(&mut self.try_connect()?)
     }
 
