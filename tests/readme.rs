@@ -154,10 +154,15 @@ fn the_config_file_can_be_read_and_its_names_mean_stores() {
 fn the_examples_for_redis_run_to_their_end() {
     use crate::support::redis::{REDIS, on_a_server};
     on_a_server(REDIS, |store| {
+        let sentinels = Store::on_sentinels();
         let blocks = blocks("bash");
-        assert_eq!(blocks.len(), 3);
+        assert_eq!(blocks.len(), 4);
         for block in blocks {
-            let script = block.replace("redis://redis.example", store.url());
+            let (servers, _) = sentinels.url().split_once('?').expect("it has a prefix");
+            let script = block
+                .replace("redis://redis.example", store.url())
+                .replace("redis+sentinel://s1.example,s2.example,s3.example/locks", servers)
+                .replace("./deploy", "true");
             assert_ne!(script, block, "it names the server");
             let done = run(store, &script);
             assert!(done.status.success(), "{block}\n{done:#?}");
@@ -173,8 +178,10 @@ fn the_examples_for_redis_run_to_their_end() {
 fn the_rule_for_a_redis_user_is_the_one_that_is_tested() {
     let blocks = blocks("acl");
     let expected = format!("ACL SETUSER dlock on >PASSWORD {}\n", crate::redis::access::RULE);
-    let for_the_doctor = format!("ACL SETUSER dlock {}\n", crate::redis::access::EXAMINE);
-    assert_eq!(blocks, [expected, for_the_doctor]);
+    let more =
+        [crate::redis::closed::WITH_SENTINELS, crate::redis::closed::IN_A_CLUSTER, crate::redis::access::EXAMINE];
+    let more = more.map(|rule| format!("ACL SETUSER dlock {rule}\n"));
+    assert_eq!(blocks, [&[expected], &more[..]].concat());
 }
 
 #[test]

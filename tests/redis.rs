@@ -1,6 +1,7 @@
 //! What is particular to Redis and Valkey servers. What they share with other stores stands with the topic.
 
 pub(crate) mod access;
+pub(crate) mod closed;
 mod cluster;
 mod cost;
 mod doctor;

@@ -36,7 +36,7 @@ const GOOD_FOR: Duration = Duration::from_millis(600);
 
 /// Runs, waits in line, unlocks and looks.
 #[track_caller]
-fn works(store: &Store) {
+pub(super) fn works(store: &Store) {
     let mut holder = store.hold("k");
     let waiter = store.waiting("k", &["--note", "next"], "echo in");
     store.run(&["run", "k", "-n", "--", "true"]).says(75, &["'k' is held"]);

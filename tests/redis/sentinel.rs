@@ -99,7 +99,9 @@ fn a_tree_whose_lease_no_replica_confirms_is_gone_before_the_last_one_that_was()
         await_beat(&store);
         let end = lease_end(&store);
         let replicas: Vec<_> = group.servers.iter().filter(|server| server.host != group.servers[0].host).collect();
-        replicas.iter().for_each(|replica| replica.freeze());
+        for replica in &replicas {
+            replica.freeze();
+        }
         let gone = store.await_end_of_tree();
         assert!(gone <= end, "the tree lived for {:?} too long", gone.duration_since(end));
         tree.is_gone();
@@ -120,7 +122,9 @@ fn a_tree_whose_lease_no_replica_confirms_is_gone_before_the_last_one_that_was()
             run.finish().says(69, &["0 of 1 replica acknowledged"]);
         }
         given_back("other");
-        replicas.iter().for_each(|replica| replica.thaw());
+        for replica in &replicas {
+            replica.thaw();
+        }
         store.run(&["--store-timeout", "20", "run", "other", "--", "echo", "started"]).is(0, "started\n", "");
     });
 }

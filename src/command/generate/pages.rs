@@ -15,7 +15,9 @@ pub(super) const DLOCK: Page = Page {
             in which it came. Without a store, keys live in a directory of this machine; redis://HOST names a Redis or \
             Valkey server, which many machines share. The URL of one may have a user, a password and a database \
             (redis://USER:PASSWORD@HOST:PORT/DB), a prefix for its keys (?prefix=NAME), and rediss:// TLS \
-            (?ca=FILE&cert=FILE&key=FILE); redis+unix:///SOCKET is a socket. Keep a URL with a password in a file, \
+            (?ca=FILE&cert=FILE&key=FILE); redis+unix:///SOCKET is a socket. redis+sentinel://SENTINEL,SENTINEL/MASTER \
+            is the master that sentinels watch, redis+cluster://NODE,NODE a cluster; with ?wait_replicas=N a lease counts \
+            once N replicas of the server have it. Keep a URL with a password in a file, \
             for --store-file. With --log-format json each line on stderr is a JSON object with schema (1), time (RFC \
             3339), level (error, warn or info) and message.",
     exit: &[("0", "success"), ("others", "see the page of the verb")],

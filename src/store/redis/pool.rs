@@ -120,7 +120,13 @@ fn ask(connection: &mut Connection, commands: &[Cmd], manner: Manner) -> Result<
     let Manner { until, replicas, asking, .. } = manner;
     let replies = if asking {
         let asked: Vec<Cmd> = commands.iter().flat_map(|command| [cmd("ASKING"), command.clone()]).collect();
-        connection.ask(&asked, until.left())?.into_iter().skip(1).step_by(2).collect()
+        let mut replies = connection.ask(&asked, until.left())?.into_iter();
+        let mut pairs = Vec::new();
+        while let (Some(asking), Some(reply)) = (replies.next(), replies.next()) {
+            // Whoever may not ask hears of that, rather than where the slot still is.
+            pairs.push(if is_refusal(&asking) { asking } else { reply });
+        }
+        pairs
     } else {
         connection.ask(commands, until.left())?
     };

@@ -7,6 +7,7 @@ use redis::{Value, cmd};
 
 use super::address::Endpoint;
 use super::cluster::Redirection;
+use super::pool::is_refusal;
 use super::reply::{self, Queued};
 use super::router::Request;
 use super::trouble::Failure;
@@ -241,7 +242,10 @@ impl RedisStore {
             None => pool.open(server, until.after(late))?,
         };
         if asking {
-            connection.ask(&[cmd("ASKING")], until.after(late).left())?;
+            let replies = connection.ask(&[cmd("ASKING")], until.after(late).left())?;
+            if let Some(refusal) = replies.into_iter().find(is_refusal) {
+                return Ok(refusal);
+            }
         }
         // Zero would be for ever.
         let span = until.left().max(Duration::from_millis(10));
