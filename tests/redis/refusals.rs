@@ -242,6 +242,18 @@ fn a_server_that_is_full_is_tried_until_it_has_room() {
 }
 
 #[test]
+fn a_server_that_is_no_node_of_a_cluster_is_bad_configuration() {
+    on_both(|store| {
+        let url = store.url().replace("redis:", "redis+cluster:");
+        let words = "it is no node of a cluster; a single server is 'redis://'";
+        store.run(&["status", "-S", &url]).says(78, &[words]);
+        let done = store.run(&["doctor", "--json", "-S", &url]);
+        assert_eq!(done.status.code(), Some(78), "{done:#?}");
+        assert!(done.stdout.contains(words), "{done:#?}");
+    });
+}
+
+#[test]
 fn a_node_of_a_cluster_is_bad_configuration() {
     for program in [REDIS, VALKEY].into_iter().filter(|program| has(program)) {
         let cluster = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"];

@@ -149,6 +149,9 @@ fn refusal(error: &ServerError, is_one: bool) -> (Trouble, String) {
                 format!("it says '{}'; if it is a sentinel, that is 'redis+sentinel://'", shown(code, words)),
             );
         }
+        "ERR" if !is_one && words.contains("cluster support disabled") => {
+            return (Trouble::Unfit, "it is no node of a cluster; a single server is 'redis://'".into());
+        }
         "WRONGTYPE" => {
             return (Trouble::Unfit, "something that is not dlock's has the name of its keys; see '?prefix='".into());
         }
