@@ -95,7 +95,7 @@ impl Register for Memory {
         Ok(Now.now())
     }
 
-    fn examine(&self) -> Result<Examination, StoreError> {
+    fn examine(&self, _: Duration) -> Result<Examination, StoreError> {
         Ok(Examination::default())
     }
 

@@ -6,6 +6,7 @@ mod cluster;
 mod cost;
 mod doctor;
 mod failover;
+mod doctor_of_groups;
 mod freeze;
 mod groups;
 mod network;

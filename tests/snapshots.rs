@@ -28,10 +28,13 @@ on_every_store![
 const NOTE: &str = "build 41 \u{1b}[2Jof main";
 
 /// Compares with the snapshot of this name: one for stores whose leases go by time, and one for others, where they
-/// differ.
+/// differ; or one for each kind that is named.
 macro_rules! is_as_kept {
-    ($store:expr, $name:literal, $text:expr) => {{
-        let kind = if $store.beats() { "timed" } else { "file" };
+    ($store:expr, $name:literal, $text:expr) => {
+        is_as_kept!(@kind if $store.beats() { "timed" } else { "file" }, $name, $text)
+    };
+    (@kind $kind:expr, $name:literal, $text:expr) => {{
+        let kind = $kind;
         insta::with_settings!({ snapshot_path => "snapshots", prepend_module_to_snapshot => false, omit_expression => true }, {
             insta::assert_snapshot!(format!("{}_{kind}", $name), $text);
         });
@@ -344,7 +347,13 @@ fn what_the_doctor_says(store: &Store) {
     let names = facts.lines().map(|line| line.split("  ").next().unwrap_or_default());
     // What there is to find in a directory depends on the machine.
     let findings = if store.beats() { findings } else { "" };
-    is_as_kept!(store, "doctor", names.chain(["", findings]).collect::<Vec<_>>().join("\n"));
+    let kind = match store.url().split_once("://") {
+        Some(("redis+sentinel", _)) => "sentinel",
+        Some(("redis+cluster", _)) => "cluster",
+        Some(_) => "timed",
+        None => "file",
+    };
+    is_as_kept!(@kind kind, "doctor", names.chain(["", findings]).collect::<Vec<_>>().join("\n"));
     let done = store.run(&["doctor", "--json"]);
     let mut report = assert_schema("doctor", &done.stdout);
     if !store.beats() {
@@ -361,7 +370,7 @@ fn what_the_doctor_says(store: &Store) {
     }
     report["clock_bound_ms"] = "<clock_bound_ms, a number>".into();
     masked_json(&mut report);
-    is_as_kept!(store, "doctor_json", format!("{report:#}"));
+    is_as_kept!(@kind kind, "doctor_json", format!("{report:#}"));
 }
 
 fn words_of_a_guard(store: &Store) {

@@ -60,7 +60,7 @@ pub(super) fn doctor(doctor: &cli::Doctor, settings: &Settings) -> Result<Ending
         facts: Vec::new(),
         findings: Vec::new(),
     };
-    if let Err(error) = report.fill(settings, ttl.value.saturating_sub(kill_after.value) / 3) {
+    if let Err(error) = report.fill(settings, ttl.value.saturating_sub(kill_after.value)) {
         report.findings.push((&error).into());
         report.error = Some(error);
     }
@@ -94,16 +94,17 @@ fn decided(settings: &Settings, ttl: &Setting<Duration>, kill_after: &Setting<Du
 }
 
 impl Report {
-    fn fill(&mut self, settings: &Settings, beat: Duration) -> Result<(), StoreError> {
+    /// Asks the store. A holder can do without an answer for `silence`, which is as long as three beats.
+    fn fill(&mut self, settings: &Settings, silence: Duration) -> Result<(), StoreError> {
         let store = super::open_store(settings, Intent::Look)?;
         store.identity().clone_into(&mut self.store);
         // The first one opens a connection, and may have to wait for the store.
         super::ask(settings, || store.ask_clock())?;
         let timing = Timing::take(&*store)?;
-        self.findings.extend(timing.is_slow(beat));
+        self.findings.extend(timing.is_slow(silence / 3));
         self.findings.extend(timing.is_off());
         self.timing = Some(timing);
-        let Examination { facts, findings } = super::ask(settings, || store.examine())?;
+        let Examination { facts, findings } = super::ask(settings, || store.examine(silence))?;
         self.facts = facts;
         self.findings.extend(findings);
         Ok(())

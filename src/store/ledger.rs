@@ -83,8 +83,8 @@ impl<R: Register> Store for Ledger<R> {
         self.0.ask_clock()
     }
 
-    fn examine(&self) -> Result<Examination, StoreError> {
-        self.0.examine()
+    fn examine(&self, silence: Duration) -> Result<Examination, StoreError> {
+        self.0.examine(silence)
     }
 
     fn list(&self, _: Scope) -> Result<Listing, StoreError> {

@@ -99,12 +99,12 @@ pub trait Store: Send + Sync {
     /// [`StoreError`].
     fn ask_clock(&self) -> Result<Stamp, StoreError>;
 
-    /// Looks whether the store can be trusted with locks, beyond what keeps it from being used at all. Changes
-    /// nothing.
+    /// Looks whether the store can be trusted with locks, beyond what keeps it from being used at all. A holder can do
+    /// without an answer for `silence`, and then its command is stopped. Changes nothing.
     ///
     /// # Errors
     /// [`StoreError`].
-    fn examine(&self) -> Result<Examination, StoreError>;
+    fn examine(&self, silence: Duration) -> Result<Examination, StoreError>;
 
     /// The keys that have a record. Those that are neither held nor waited for may be missing where the scope does not
     /// need them.
@@ -174,7 +174,7 @@ pub trait Register: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError`].
-    fn examine(&self) -> Result<Examination, StoreError>;
+    fn examine(&self, silence: Duration) -> Result<Examination, StoreError>;
 
     /// See [`Store::list`].
     ///

@@ -16,19 +16,20 @@ use crate::support::redis::{PORT, REDIS, REDIS_6, Server, VALKEY, new_host};
 use crate::support::{Done, Running, Store, command, finish, has, skipped, wait_for};
 
 /// A server that forgets no lock.
-const SOUND: [&str; 6] = ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"];
+pub(super) const SOUND: [&str; 6] =
+    ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"];
 
 const SECRET: &str = "s3cr3t-W0rd";
 
 /// How often the doctor asks for the clock: once to connect, and then to measure.
 const QUESTIONS: usize = 51;
 
-fn doctor(url: &str) -> Done {
+pub(super) fn doctor(url: &str) -> Done {
     Store::new().run(&["doctor", "--json", "-S", url])
 }
 
 /// Starts a server of each kind that is installed with these options besides those that keep locks safe.
-fn on_each(options: &[&str], test: impl Fn(&mut Server) + Sync) {
+pub(super) fn on_each(options: &[&str], test: impl Fn(&mut Server) + Sync) {
     thread::scope(|scope| {
         for program in [REDIS, VALKEY, REDIS_6].into_iter().filter(|program| has(program)) {
             let test = &test;
@@ -46,7 +47,7 @@ fn a_server_with(options: &[&str], severity: &str, words: &[&str]) {
 }
 
 /// Whether a report has such a finding.
-fn has_finding(report: &Value, severity: &str, words: &str) -> bool {
+pub(super) fn has_finding(report: &Value, severity: &str, words: &str) -> bool {
     let such =
         |one: &Value| one["severity"] == severity && one["what"].as_str().is_some_and(|what| what.contains(words));
     report["findings"].as_array().is_some_and(|findings| findings.iter().any(such))
@@ -73,19 +74,23 @@ fn a_server_that_forgets_nothing_and_lets_in_nobody_is_sound() {
     });
 }
 
+/// Checks that a server was asked for nothing that changes it.
+#[track_caller]
+pub(super) fn is_left_alone(server: &Server, besides: &[&str]) {
+    let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut server.connection()).expect("it counts");
+    let asked: BTreeSet<&str> =
+        stats.lines().filter_map(|line| line.strip_prefix("cmdstat_")?.split_once(':')).map(|(name, _)| name).collect();
+    // The client of the tests says hello.
+    let harmless = ["time", "info", "config", "config|get", "client", "client|setinfo", "hello"];
+    let harmless = harmless.iter().chain(besides).copied().collect();
+    assert!(asked.is_subset(&harmless) && asked.contains("time"), "{asked:?}");
+}
+
 #[test]
 fn it_asks_for_nothing_that_changes_a_server() {
     on_each(&[], |server| {
         read(&doctor(&server.url()));
-        let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut server.connection()).expect("it counts");
-        let asked: BTreeSet<&str> = stats
-            .lines()
-            .filter_map(|line| line.strip_prefix("cmdstat_")?.split_once(':'))
-            .map(|(name, _)| name)
-            .collect();
-        // The client of the tests says hello.
-        let harmless = BTreeSet::from(["time", "info", "config", "config|get", "client", "client|setinfo", "hello"]);
-        assert!(asked.is_subset(&harmless) && asked.contains("time"), "{asked:?}");
+        is_left_alone(server, &[]);
         assert_eq!(server.keys(), Vec::<String>::new());
     });
 }
@@ -287,14 +292,16 @@ fn a_server_that_is_too_old_or_newer_than_any_is_found() {
     });
 }
 
+/// An answer to `TIME`, so many seconds later.
+pub(super) fn moved(time: &str, by: i64) -> String {
+    let mut lines: Vec<String> = time.split("\r\n").map(str::to_owned).collect();
+    let seconds: i64 = lines[2].parse().expect("TIME begins with seconds");
+    lines[2] = (seconds + by).to_string();
+    lines.join("\r\n")
+}
+
 #[test]
 fn a_clock_that_is_not_ours_is_found() {
-    fn moved(time: &str, by: i64) -> String {
-        let mut lines: Vec<String> = time.split("\r\n").map(str::to_owned).collect();
-        let seconds: i64 = lines[2].parse().expect("TIME begins with seconds");
-        lines[2] = (seconds + by).to_string();
-        lines.join("\r\n")
-    }
     on_each(&[], |server| {
         let clock = |fate, severity: &str, words: &str| {
             with_replies(server, "time", &[Fate::Replaced(fate); QUESTIONS], severity, &["its clock is", words])

@@ -195,9 +195,11 @@ const DOCTOR: Page = Page {
             how far its clock is from ours, what it is and how it is set up; then each thing that is wrong, what that \
             means for locks, and what to do about it. Of a Redis or Valkey server: keys that may be evicted, a disk that \
             forgets them, replicas that it does not wait for, anybody who gets in without a password, a version that \
-            dlock is not tested with. Of a directory: its file system, its room, and who may do what in it. It changes \
-            nothing. A user of a server needs +info +config|get for it besides. With --json it prints one object, \
-            whose names stay as they are, also if the store cannot be used.",
+            dlock is not tested with. Of sentinels and of a cluster: what keeps them from replacing a master that dies \
+            before its leases end, slots that nobody serves, replicas that refuse us or whose clocks are others. Of a \
+            directory: its file system, its room, and who may do what in it. It changes nothing. A user of a server \
+            needs +info +config|get for it besides, and +cluster|info +cluster|slots on a cluster. With --json it prints \
+            one object, whose names stay as they are, also if the store cannot be used.",
     exit: &[("0", "the store is sound; there may be notes"), ("1", "there are warnings: a lock may be lost")],
     examples: &[
         ("Before a store is used for the first time", "dlock doctor -S redis://redis.example"),

@@ -291,7 +291,7 @@ impl Register for FileRegister {
         Ok(Stamp::from_micros(u64::try_from(wall_clock()).unwrap_or(0)))
     }
 
-    fn examine(&self) -> Result<Examination, StoreError> {
+    fn examine(&self, _: Duration) -> Result<Examination, StoreError> {
         examine::examine(&self.directory)
     }
 

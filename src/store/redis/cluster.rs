@@ -38,6 +38,14 @@ struct State {
     next: usize,
 }
 
+/// Slots from one to another, who has them, and the replicas of that one which are not known to be down.
+pub(super) struct Range {
+    pub(super) from: u16,
+    pub(super) to: u16,
+    pub(super) owner: Endpoint,
+    pub(super) replicas: Vec<Endpoint>,
+}
+
 /// Where a node sends whoever asks it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Redirection {
@@ -219,12 +227,18 @@ impl Map {
         Err(failed.map_or_else(no_nodes, |(_, failure)| failure))
     }
 
+    /// The master that has the first of all slots, as far as is known.
+    pub(super) fn first(&self) -> Option<Endpoint> {
+        let state = lock(&self.state);
+        state.owners.iter().min_by_key(|(slot, _)| **slot).map(|(_, owner)| owner.clone())
+    }
+
     fn owner(&self, slot: u16) -> Option<Endpoint> {
         lock(&self.state).owners.get(&slot).cloned()
     }
 
-    /// The masters, and the slots that they have, as `node` knows them.
-    pub(super) fn read_slots(&self, reply: &Value, node: &Endpoint) -> Result<Vec<(u16, u16, Endpoint)>, Failure> {
+    /// The slots and those who have them, as `node` knows them.
+    pub(super) fn read_slots(&self, reply: &Value, node: &Endpoint) -> Result<Vec<Range>, Failure> {
         let ranges = match reply {
             Value::Array(ranges) => ranges,
             Value::ServerError(error) => return Err(Failure::Server(error.clone())),
@@ -234,21 +248,29 @@ impl Map {
         let mut state = lock(&self.state);
         for range in ranges {
             let Value::Array(parts) = range else { return Err(Failure::Garbage) };
-            let [from, to, Value::Array(master), ..] = &parts[..] else { return Err(Failure::Garbage) };
+            let [from, to, nodes @ ..] = &parts[..] else { return Err(Failure::Garbage) };
             let bound = |value| reply::number(value).and_then(|slot| u16::try_from(slot).ok()).filter(|at| *at < SLOTS);
             let (Some(from), Some(to)) = (bound(from), bound(to)) else { return Err(Failure::Garbage) };
-            let host = master.first().and_then(reply::text).unwrap_or_default().to_lowercase();
-            let port = master.get(1).and_then(reply::number).and_then(|port| u16::try_from(port).ok());
-            let port = port.ok_or(Failure::Garbage)?;
-            let owner = match node {
-                Endpoint::Tcp(own, _) if ["", "?"].contains(&&*host) => Endpoint::Tcp(own.clone(), port),
-                _ => Endpoint::Tcp(host, port),
-            };
+            let nodes: Option<Vec<Endpoint>> = nodes.iter().map(|named| named_by(node, named)).collect();
+            let mut nodes = nodes.ok_or(Failure::Garbage)?.into_iter();
+            let owner = nodes.next().ok_or(Failure::Garbage)?;
             state.owners.extend((from..=to).map(|slot| (slot, owner.clone())));
-            found.push((from, to, owner));
+            found.push(Range { from, to, owner, replicas: nodes.collect() });
         }
         Ok(found)
     }
+}
+
+/// The address of a node that `node` names.
+fn named_by(node: &Endpoint, named: &Value) -> Option<Endpoint> {
+    let Value::Array(parts) = named else { return None };
+    let host = parts.first().and_then(reply::text).unwrap_or_default().to_lowercase();
+    let port = u16::try_from(reply::number(parts.get(1)?)?).ok()?;
+    Some(match node {
+        // It does not know its own name, and is where we found it.
+        Endpoint::Tcp(own, _) if ["", "?"].contains(&&*host) => Endpoint::Tcp(own.clone(), port),
+        _ => Endpoint::Tcp(host, port),
+    })
 }
 
 /// Asks for all slots.

@@ -6,6 +6,7 @@ use redis::{Value, cmd};
 
 use super::RedisStore;
 use super::address::Endpoint;
+use super::cluster::Range;
 use super::reply::{self, Reply};
 use super::router::Request;
 use super::trouble::Failure;
@@ -88,7 +89,7 @@ impl RedisStore {
             self.read_indexes(None, &[(0, self.index(0))], since, until, &mut listing);
             listing.unseen.pop().map_or(Ok(()), Err)?;
         }
-        for (from, to, owner) in slots {
+        for Range { from, to, owner, .. } in slots {
             let index = |slot: u16| (slot, self.index(slot));
             let indexes: Vec<(u16, String)> = (from..=to).map(index).collect();
             match self.since(scope, from, until) {

@@ -183,18 +183,40 @@ impl RedisStore {
         record.map(|(record, now)| record.seen(&now))
     }
 
-    /// Asks a server for its clock.
+    /// Asks whoever has a slot for its clock.
     fn clock_of(&self, slot: u16, until: Moment) -> Result<Stamp, Failure> {
         let server = self.router.server_of(slot, until)?;
-        let asked = self.router.ask_many_at(&server, &[cmd("TIME")], Manner::until(until));
+        self.clock_at(slot, &server, until)
+    }
+
+    /// Asks a server, who should have that slot, for its clock.
+    fn clock_at(&self, slot: u16, server: &Endpoint, until: Moment) -> Result<Stamp, Failure> {
+        let asked = self.router.ask_many_at(server, &[cmd("TIME")], Manner::until(until));
         if asked.is_err() {
-            self.router.heed(slot, &server, None);
+            self.router.heed(slot, server, None);
         }
         match &asked?.0[..] {
-            [Value::ServerError(error)] => Err(Failure::Server(error.clone()).by(&server)),
-            [reply] => reply::clock(reply).ok_or(Failure::Garbage.by(&server)),
-            _ => Err(Failure::Garbage.by(&server)),
+            [Value::ServerError(error)] => Err(Failure::Server(error.clone()).by(server)),
+            [reply] => reply::clock(reply).ok_or(Failure::Garbage.by(server)),
+            _ => Err(Failure::Garbage.by(server)),
         }
+    }
+
+    /// The clock of the store: in a cluster, that of the first master that answers, and not of any node.
+    fn ask_the_clock(&self, until: Moment) -> Result<Stamp, Failure> {
+        if let Some(map) = self.router.cluster() {
+            if map.first().is_none() {
+                // Without it, or where that is kept from us, a node is as good as another one.
+                let _ = self.router.slots(Moment::now().after(until.left() / 2));
+            }
+            while let Some(master) = map.first() {
+                match self.clock_at(0, &master, Moment::now().after(until.left() / 2)) {
+                    Err(failure) if !until.left().is_zero() && !matches!(failure.bare(), Failure::Server(_)) => {}
+                    asked => return asked,
+                }
+            }
+        }
+        self.clock_of(0, until)
     }
 }
 
@@ -322,13 +344,13 @@ impl Store for RedisStore {
 
     fn ask_clock(&self) -> Result<Stamp, StoreError> {
         let until = Moment::now().after(self.patience);
-        let now = self.clock_of(0, until).map_err(|failure| self.error(failure))?;
+        let now = self.ask_the_clock(until).map_err(|failure| self.error(failure))?;
         self.hear(Some(now));
         Ok(now)
     }
 
-    fn examine(&self) -> Result<Examination, StoreError> {
-        self.look_into().map_err(|failure| self.error(failure))
+    fn examine(&self, silence: Duration) -> Result<Examination, StoreError> {
+        self.look_into(silence).map_err(|failure| self.error(failure))
     }
 
     fn list(&self, scope: Scope) -> Result<Listing, StoreError> {

@@ -3,7 +3,7 @@
 use redis::{Cmd, Value};
 
 use super::address::{Address, Endpoint, Servers};
-use super::cluster::{self, Map, Redirection};
+use super::cluster::{self, Map, Range, Redirection};
 use super::pool::{Manner, Pool, is_refusal};
 use super::sentinel::Finder;
 use super::trouble::Failure;
@@ -116,8 +116,8 @@ impl Router {
         (vec![at], answer.map(|(reply, server)| (vec![reply], server)))
     }
 
-    /// Learns which node of a cluster has which slots: ranges of them, from one to another.
-    pub(super) fn slots(&self, until: Moment) -> Result<Vec<(u16, u16, Endpoint)>, Failure> {
+    /// Learns which node of a cluster has which slots.
+    pub(super) fn slots(&self, until: Moment) -> Result<Vec<Range>, Failure> {
         let Way::Cluster(map) = &self.way else { return Ok(Vec::new()) };
         map.ask_any(until, |node, until| {
             let (replies, _) = self.ask_many_at(node, &[cluster::slots()], Manner::until(until))?;

@@ -31,7 +31,7 @@ pub(super) struct Finder {
 type Told = (Endpoint, Result<Vec<Value>, Failure>);
 
 /// What a sentinel says: who is the master, and in which epoch it became that. Nothing if it does not know any.
-type Named = Option<(u64, Endpoint)>;
+pub(super) type Named = Option<(u64, Endpoint)>;
 
 impl Finder {
     pub(super) fn new(sentinels: &Sentinels) -> Self {
@@ -122,13 +122,14 @@ impl Finder {
     }
 }
 
-fn questions(master: &str) -> [Cmd; 2] {
+/// Who is the master, and what is known of it.
+pub(super) fn questions(master: &str) -> [Cmd; 2] {
     let ask = |what: &str| cmd("SENTINEL").arg(what).arg(master).take();
     [ask("GET-MASTER-ADDR-BY-NAME"), ask("MASTER")]
 }
 
 /// Whom a sentinel names. One that may not say more than the address is believed, but less than the others.
-fn named(replies: &[Value]) -> Result<Named, Failure> {
+pub(super) fn named(replies: &[Value]) -> Result<Named, Failure> {
     let [address, master] = replies else { return Err(Failure::Garbage) };
     let address = match address {
         Value::Nil => return Ok(None),

@@ -5,11 +5,12 @@ use std::collections::HashMap;
 
 use redis::{Cmd, Value, cmd};
 
-use super::connection::Connection;
-use super::pool::Manner;
-use super::tls::TlsConfig;
-use super::trouble::{Failure, said};
-use super::{RedisStore, reply};
+use super::super::address::Endpoint;
+use super::super::connection::Connection;
+use super::super::pool::Manner;
+use super::super::tls::TlsConfig;
+use super::super::trouble::{Failure, said};
+use super::super::{RedisStore, reply};
 use crate::clock::Moment;
 use crate::store::{Examination, Finding};
 
@@ -18,60 +19,66 @@ const OLDEST: (u32, u32) = (6, 2);
 const NEWEST: [(&str, u32); 2] = [("Redis", 7), ("Valkey", 9)];
 
 /// The settings that are asked for.
-const SETTINGS: [&str; 2] = ["appendfsync", "save"];
+const SETTINGS: [&str; 4] = ["appendfsync", "save", "cluster-node-timeout", "cluster-require-full-coverage"];
 
 /// What a server says of itself.
-struct Told {
+pub(super) struct Told {
     info: HashMap<String, String>,
     /// Nothing if it does not say.
     settings: Option<HashMap<String, String>>,
+    /// Whether we wait for its replicas before we count on a lease.
+    waits: bool,
 }
 
+type Check = fn(&Told) -> Option<Finding>;
+
 /// What can be wrong with a server that says so itself.
-const CHECKS: [fn(&Told) -> Option<Finding>; 10] = [
-    is_old,
-    is_new,
-    is_loading,
-    is_a_replica,
-    is_in_a_cluster,
-    evicts,
-    forgets,
-    syncs_late,
-    cannot_write,
-    waits_for_no_replica,
-];
+const CHECKS: [Check; 8] =
+    [is_old, is_new, is_loading, evicts, forgets, syncs_late, cannot_write, waits_for_no_replica];
+
+/// The same, of one that should be alone.
+const ALONE: [Check; 2] = [is_a_replica, is_in_a_cluster];
 
 impl RedisStore {
-    /// Looks at the server. Asks for what changes nothing.
-    pub(super) fn look_into(&self) -> Result<Examination, Failure> {
-        let mut found = Examination::default();
-        let info = self.ask_about(&[cmd("INFO")])?;
-        let settings: Vec<Cmd> = SETTINGS.map(|name| cmd("CONFIG").arg("GET").arg(name).take()).into();
-        let settings = self.ask_about(&settings)?;
-        let asked = [
-            ("info", info.as_ref().err(), "its version, role, memory, disk and replicas"),
-            ("config get", settings.as_ref().err(), "when it writes locks to its disk"),
-        ];
-        let unknown = asked.into_iter().filter_map(|(command, words, what)| Some(self.unknown(command, words?, what)));
-        found.findings.extend(unknown);
-        if let Ok(info) = info {
-            let info = info.first().and_then(reply::text).ok_or(Failure::Garbage)?;
-            let pair = |line: &str| line.split_once(':').map(|(name, value)| (name.to_owned(), value.to_owned()));
-            let info = info.lines().filter_map(pair).collect();
-            let told =
-                Told { info, settings: settings.ok().map(|replies| replies.iter().filter_map(setting).collect()) };
-            told.facts(&mut found);
-            found.findings.extend(CHECKS.iter().filter_map(|check| check(&told)));
-        }
-        found.findings.extend(self.is_open_to_all()?);
+    /// Looks at a server that the URL names.
+    pub(super) fn look_at_the_only_one(&self, server: &Endpoint) -> Result<Examination, Failure> {
+        let (mut found, told) = self.look_at_server(server, 0)?;
+        found.findings.extend(told.iter().flat_map(|told| ALONE.iter().filter_map(|check| check(told))));
         Ok(found)
     }
 
+    /// Looks at a server that has this slot. Besides what was found, what it says of itself, if it does.
+    pub(super) fn look_at_server(&self, server: &Endpoint, slot: u16) -> Result<(Examination, Option<Told>), Failure> {
+        let mut found = Examination::default();
+        let info = self.ask_about(server, &[cmd("INFO")])?;
+        let settings: Vec<Cmd> = SETTINGS.map(|name| cmd("CONFIG").arg("GET").arg(name).take()).into();
+        let settings = self.ask_about(server, &settings)?;
+        let kept = if self.router.cluster().is_some() {
+            "when it writes locks to its disk, and takes others for dead"
+        } else {
+            "when it writes locks to its disk"
+        };
+        let asked = [
+            ("info", info.as_ref().err(), "its version, role, memory, disk and replicas"),
+            ("config get", settings.as_ref().err(), kept),
+        ];
+        let unknown = asked.into_iter().filter_map(|(command, words, what)| Some(self.unknown(command, words?, what)));
+        found.findings.extend(unknown);
+        let info = info.ok().map(|replies| replies.first().and_then(reply::text).map(lines).ok_or(Failure::Garbage));
+        let settings = settings.ok().map(|replies| replies.iter().filter_map(setting).collect());
+        let told = info.transpose()?.map(|info| Told { info, settings, waits: self.address.replicas > 0 });
+        if let Some(told) = &told {
+            told.facts(&mut found);
+            found.findings.extend(CHECKS.iter().filter_map(|check| check(told)));
+        }
+        found.findings.extend(self.is_open_to_all(server, slot)?);
+        Ok((found, told))
+    }
+
     /// Asks for something that the server may keep to itself; then its words.
-    fn ask_about(&self, commands: &[Cmd]) -> Result<Result<Vec<Value>, String>, Failure> {
+    fn ask_about(&self, server: &Endpoint, commands: &[Cmd]) -> Result<Result<Vec<Value>, String>, Failure> {
         let until = Moment::now().after(self.patience);
-        let server = self.router.server_of(0, until)?;
-        let (replies, _) = self.router.ask_many_at(&server, commands, Manner::until(until))?;
+        let (replies, _) = self.router.ask_many_at(server, commands, Manner::until(until))?;
         let refusal = replies.iter().find_map(|reply| match reply {
             Value::ServerError(error) => Some(self.address.without_password(&said(error))),
             _ => None,
@@ -79,29 +86,16 @@ impl RedisStore {
         Ok(refusal.map_or(Ok(replies), Err))
     }
 
-    fn unknown(&self, command: &str, words: &str, what: &str) -> Finding {
-        let user = self.address.access.user.as_deref().unwrap_or("default");
-        Finding::warning(
-            format!("it does not answer '{command}' to us ('{words}'), so this is not known: {what}"),
-            "what is not known may be what loses a lock",
-            format!(
-                "'ACL SETUSER {user} +info +config|get', or ask as a user who may; whoever rents a server finds it in the \
-                 provider's console"
-            ),
-        )
-    }
-
     /// Whether a stranger on the network could read our leases.
-    fn is_open_to_all(&self) -> Result<Option<Finding>, Failure> {
+    fn is_open_to_all(&self, server: &Endpoint, slot: u16) -> Result<Option<Finding>, Failure> {
         let until = Moment::now().after(self.patience);
-        let server = self.router.server_of(0, until)?;
         let pool = &self.router.pool;
-        let mut ours = pool.take_idle(&server, 0).map_or_else(|| pool.open(&server, until), Ok)?;
+        let mut ours = pool.take_idle(server, 0).map_or_else(|| pool.open(server, until), Ok)?;
         if !ours.is_from_outside() {
             return Ok(None);
         }
-        let opened = Connection::open(&server, &pool.access.for_strangers(), &TlsConfig::default(), until.left());
-        let look = cmd("ZCARD").arg(self.index(0)).take();
+        let opened = Connection::open(server, &pool.access.for_strangers(), &TlsConfig::default(), until.left());
+        let look = cmd("ZCARD").arg(self.index(slot)).take();
         let seen = opened.and_then(|mut connection| connection.ask(&[look], until.left()));
         let is_open = seen.is_ok_and(|replies| matches!(replies[..], [Value::Int(_)]));
         Ok(is_open.then(|| {
@@ -113,6 +107,12 @@ impl RedisStore {
             )
         }))
     }
+}
+
+/// What stands in lines, each a name, a colon and a value.
+pub(super) fn lines(text: &str) -> HashMap<String, String> {
+    let pair = |line: &str| line.split_once(':').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    text.lines().filter_map(pair).collect()
 }
 
 fn setting(reply: &Value) -> Option<(String, String)> {
@@ -134,8 +134,17 @@ impl Told {
     }
 
     /// A setting, if the server says what it is.
-    fn setting(&self, name: &str) -> Option<&str> {
+    pub(super) fn setting(&self, name: &str) -> Option<&str> {
         self.settings.as_ref()?.get(name).map(String::as_str)
+    }
+
+    /// The replicas that it knows: each in a line of its own, `slave0:ip=…,port=…,state=…`.
+    pub(super) fn replicas(&self) -> Vec<Endpoint> {
+        let named = |line: &String| {
+            let field = |name: &str| line.split(',').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+            Some(Endpoint::Tcp(field("ip")?.to_lowercase(), field("port")?.parse().ok()?))
+        };
+        (0..).map_while(|number| self.info.get(&format!("slave{number}"))).filter_map(named).collect()
     }
 
     /// What kind of server it is, and its version.
@@ -304,7 +313,7 @@ fn cannot_write(told: &Told) -> Option<Finding> {
 fn waits_for_no_replica(told: &Told) -> Option<Finding> {
     let replicas = told.number("connected_slaves");
     // It is told where it is not 0.
-    (replicas > 0 && !told.info.contains_key("min_slaves_good_slaves")).then(|| {
+    (replicas > 0 && !told.waits && !told.info.contains_key("min_slaves_good_slaves")).then(|| {
         let many = if replicas == 1 { "a replica".into() } else { format!("{replicas} replicas") };
         Finding::warning(
             format!("it has {many}, and min-replicas-to-write is 0"),
