@@ -1,5 +1,5 @@
 //! Finding a master by its sentinels: all of them are asked, and the one that knows of the latest failover is
-//! believed. What it names must say itself that it is a master. After "Guidelines for Redis clients with support for
+//! believed; of those that know of the same one, most. What they name must say itself that it is a master. After "Guidelines for Redis clients with support for
 //! Redis Sentinel", which asks one after the other and believes the first.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -57,21 +57,23 @@ impl Finder {
         // What is left is for the master.
         let within = until.left() / 2;
         let asked = self.ask_each(&questions(&self.sentinels.master), within)?;
-        let mut latest: Named = None;
+        let mut votes = Vec::new();
         let mut known = 0;
         let mut failed = Vec::new();
         for (sentinel, answer) in asked {
             match answer.and_then(|replies| named(&replies)) {
                 Ok(Some(named)) => {
                     known += 1;
-                    latest = latest.max(Some(named));
+                    votes.push(named);
                 }
                 Ok(None) => known += 1,
                 Err(failure) => failed.push((sentinel, failure)),
             }
         }
+        let agree = |master: &Endpoint| votes.iter().filter(|(_, other)| other == master).count();
+        let latest = votes.iter().max_by_key(|(epoch, master)| (*epoch, agree(master)));
         match (latest, failed.pop()) {
-            (Some((_, master)), _) => Ok(master),
+            (Some((_, master)), _) => Ok(master.clone()),
             (None, Some((sentinel, failure))) if known == 0 => Err(Failure::Unconnected(failure.by(&sentinel).into())),
             (None, _) => {
                 let master = &self.sentinels.master;
