@@ -1,6 +1,6 @@
-//! Finding a master by its sentinels: all of them are asked, and the one that knows of the latest failover is
-//! believed; of those that know of the same one, most. What they name must say itself that it is a master. After "Guidelines for Redis clients with support for
-//! Redis Sentinel", which asks one after the other and believes the first.
+//! Finding a master by its sentinels: all of them are asked, and those that know of the latest failover are believed,
+//! most of them if they differ. What they name must say itself that it is a master. After "Guidelines for Redis clients
+//! with support for Redis Sentinel", which asks one after the other and believes the first.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
