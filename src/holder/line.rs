@@ -141,6 +141,9 @@ pub fn acquire(
             Err(_) if !line.lock().queued => {}
             Err(_) => {
                 if let Some(answer) = give_up(&line) {
+                    if answer.is_err() {
+                        let _ = store.release(key, ask.level, None, LEAVE / 2);
+                    }
                     return conclude(store, key, ask, answer);
                 }
                 return busy(&**store, key, ask, line.lock().ahead.unwrap_or_default());

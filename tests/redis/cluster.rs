@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::await_beat;
 use super::failover::on_each;
-use crate::support::redis::{Cluster, PORT, REDIS, Setup, shared_cluster};
+use crate::support::redis::{Cluster, PORT, REDIS, Server, Setup, shared_cluster};
 use crate::support::{Store, has, wait_for};
 
 #[test]
@@ -30,6 +30,9 @@ fn a_slot_that_is_on_its_way_for_long_takes_no_lease_away() {
         cluster.migrate_keys(slot, from, to);
         // The test's own connection must say that it asks for a slot that is on its way.
         let before = lease_end_by_asking(&cluster, to);
+        // Who looks is told of it, too.
+        assert_eq!(store.status("k")["held"], true);
+        assert!(store.run(&["fence", "k"]).status.success());
         wait_for("beats for longer than a ttl", || lease_end_by_asking(&cluster, to) > before + 3_000_000);
         cluster.end_move(slot, from, to);
         await_beat(&store);
@@ -37,6 +40,12 @@ fn a_slot_that_is_on_its_way_for_long_takes_no_lease_away() {
         holder.finish().is(0, "", "");
         store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
     });
+}
+
+/// A key that a master has.
+fn key_at(cluster: &Cluster, node: usize) -> String {
+    let mut names = (0..).map(|number| format!("k{number}"));
+    names.find(|name| cluster.master_of(&format!("dlock:{{{name}}}:record")) == node).expect("there is one")
 }
 
 /// When the lease of `k` ends, as a node has it to which the slot is on its way.
@@ -91,11 +100,7 @@ fn a_shard_that_is_down_takes_only_its_own_keys_along() {
         let setup = Setup { server: &["--cluster-require-full-coverage", "no"], ..Setup::default() };
         let mut cluster = Cluster::start(program, &setup);
         let store = Store::new().at(&cluster.url());
-        // A key of each master.
-        let keys = [0, 1, 2].map(|node| {
-            let mut names = (0..).map(|number| format!("k{number}"));
-            names.find(|name| cluster.master_of(&format!("dlock:{{{name}}}:record")) == node).expect("there is one")
-        });
+        let keys = [0, 1, 2].map(|node| key_at(&cluster, node));
         for key in &keys {
             store.run(&["acquire", key, "--ttl", "5m"]);
         }
@@ -140,4 +145,57 @@ fn any_node_will_do_as_a_seed_also_one_that_is_silent() {
     for _ in 0..6 {
         store.run(&["run", "k", "--", "echo", "in"]).is(0, "in\n", "");
     }
+}
+
+#[test]
+fn servers_that_are_in_no_cluster_hand_out_nothing() {
+    on_each(|program| {
+        let (one, other) = (Server::start(program, &[]), Server::start(program, &[]));
+        let both = Store::new().at(&format!("redis+cluster://{}:{PORT},{}:{PORT}", one.host, other.host));
+        for _ in 0..4 {
+            let done = both.run(&["run", "k", "--", "echo", "started"]);
+            done.says(78, &["redis at ", "'redis://'"]);
+            assert_eq!(done.stdout, "");
+        }
+        assert_eq!([one.keys(), other.keys()], [[""; 0], [""; 0]]);
+    });
+}
+
+#[test]
+fn a_run_and_a_waiter_outlive_all_the_nodes_that_the_url_names() {
+    on_each(|program| {
+        let mut cluster = Cluster::start(program, &Setup::default());
+        let first = cluster.master_of("dlock:{k}:record");
+        let store = Store::new().at(&format!("redis+cluster://{}:{PORT}", cluster.nodes[first].host));
+        let options = ["--ttl", "12", "--store-timeout", "30"];
+        let holder = store.holding("k", &options, "echo ready; cat >/dev/null");
+        let waiter = store.waiting("k", &options, "echo in");
+        await_beat(&store);
+        cluster.nodes[first].kill();
+        cluster.await_failover(first);
+        let near = Store::new().at(&cluster.url());
+        await_beat(&near);
+        holder.finish().is(0, "", "");
+        waiter.finish().is(0, "in\n", "");
+    });
+}
+
+#[test]
+fn a_silent_node_hides_none_of_the_keys_of_others() {
+    if !has(REDIS) {
+        return;
+    }
+    let cluster = Cluster::start(REDIS, &Setup { down_after: Duration::from_secs(60), ..Setup::default() });
+    let store = Store::new().at(&cluster.url());
+    let keys = [0, 1, 2].map(|node| key_at(&cluster, node));
+    for key in &keys {
+        store.run(&["acquire", key, "--ttl", "5m"]);
+    }
+    cluster.nodes[2].freeze();
+    for args in [&["status"][..], &["status", &keys[0], &keys[1], &keys[2]]] {
+        let done = store.run(&[&["--store-timeout", "2"], args].concat());
+        done.says(69, &[&format!("redis at {}:{PORT}: it did not answer in time", cluster.nodes[2].host)]);
+        assert!(done.stdout.contains(&*keys[0]) && done.stdout.contains(&*keys[1]), "{done:#?}");
+    }
+    cluster.nodes[2].thaw();
 }

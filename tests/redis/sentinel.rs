@@ -1,5 +1,6 @@
 //! What is particular to a master that sentinels watch.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::failover::{DURABLE, on_each};
@@ -122,9 +123,16 @@ fn a_tree_whose_lease_no_replica_confirms_is_gone_before_the_last_one_that_was()
             run.finish().says(69, &["0 of 1 replica acknowledged"]);
         }
         given_back("other");
+        // A try that nobody confirms changes no fence that others compare with while it goes on.
+        let fence = store.run(&["fence", "other"]).stdout;
+        let args = ["--store-timeout", "30", "run", "other", "--if-fence", fence.trim(), "--", "echo", "started"];
+        let compared = Running::start(&mut store.dlock(&args));
+        wait_for("a grant that nobody confirms", || store.status("other")["held"] == true);
+        thread::sleep(Duration::from_secs(2));
         for replica in &replicas {
             replica.thaw();
         }
+        compared.finish().is(0, "started\n", "");
         store.run(&["--store-timeout", "20", "run", "other", "--", "echo", "started"]).is(0, "started\n", "");
     });
 }

@@ -77,9 +77,11 @@ impl Address {
             Servers::Sentinel(sentinels) => sentinels.access.password.as_deref(),
             Servers::One(_) | Servers::Cluster(_) => None,
         };
-        let passwords = [self.access.password.as_deref(), sentinels].into_iter().flatten();
-        let passwords = passwords.filter(|password| !password.is_empty());
-        passwords.fold(words.to_owned(), |words, password| words.replace(password, "(password)"))
+        let mut passwords: Vec<&str> = [self.access.password.as_deref(), sentinels].into_iter().flatten().collect();
+        passwords.retain(|password| !password.is_empty());
+        // One of them may be a part of the other.
+        passwords.sort_unstable_by_key(|password| std::cmp::Reverse(password.len()));
+        passwords.into_iter().fold(words.to_owned(), |words, password| words.replace(password, "(password)"))
     }
 
     /// A server of this store, in words.

@@ -1,7 +1,7 @@
 //! Finding the node of a cluster that has a slot: any node tells where it is, and by and by one knows. After the
 //! "Redis cluster specification".
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
@@ -23,7 +23,7 @@ const HOPS: usize = 8;
 const ON_ITS_WAY: Duration = Duration::from_millis(20);
 
 /// Less time is not worth a further try.
-const TOO_SHORT: Duration = Duration::from_millis(50);
+pub(super) const TOO_SHORT: Duration = Duration::from_millis(50);
 
 /// What is known of a cluster.
 pub(super) struct Map {
@@ -34,6 +34,8 @@ pub(super) struct Map {
 #[derive(Default)]
 struct State {
     owners: HashMap<u16, Endpoint>,
+    /// All that were named, masters and replicas. Those that were seeds may be gone by the time that they are needed.
+    nodes: Vec<Endpoint>,
     /// Whom to ask first if nothing is known: each time another one.
     next: usize,
 }
@@ -100,12 +102,18 @@ impl Map {
         lock(&self.state).owners.retain(|_, owner| owner != node);
     }
 
+    /// Whether a node has told who has which slots, and thereby that it is in a cluster: one that is not would do
+    /// whatever it is asked to.
+    pub(super) fn is_known(&self) -> bool {
+        !lock(&self.state).nodes.is_empty()
+    }
+
     /// The nodes that can be asked for the way, each time in another order.
     fn guides(&self) -> Vec<Endpoint> {
         let mut state = lock(&self.state);
         let mut guides = self.seeds.clone();
-        guides.extend(state.owners.values().cloned());
-        let mut seen = std::collections::HashSet::new();
+        guides.extend(state.nodes.iter().cloned());
+        let mut seen = HashSet::new();
         guides.retain(|guide| seen.insert(guide.clone()));
         let first = state.next % guides.len().max(1);
         state.next = state.next.wrapping_add(1);
@@ -205,6 +213,7 @@ impl Map {
                     Some((to, false))
                 }
                 Some(Redirection::Ask(to)) => {
+                    self.learn(request.slot, &node);
                     hops += 1;
                     Some((to, true))
                 }
@@ -216,7 +225,8 @@ impl Map {
                         Some(alone) => command = alone,
                         None => thread::sleep(ON_ITS_WAY),
                     }
-                    self.owner(request.slot).map(|owner| (owner, false))
+                    hops = 0;
+                    Some((self.owner(request.slot).unwrap_or_else(|| node.clone()), false))
                 }
             };
             if hops > HOPS {
@@ -245,7 +255,6 @@ impl Map {
             _ => return Err(Failure::Garbage),
         };
         let mut found = Vec::new();
-        let mut state = lock(&self.state);
         for range in ranges {
             let Value::Array(parts) = range else { return Err(Failure::Garbage) };
             let [from, to, nodes @ ..] = &parts[..] else { return Err(Failure::Garbage) };
@@ -254,9 +263,18 @@ impl Map {
             let nodes: Option<Vec<Endpoint>> = nodes.iter().map(|named| named_by(node, named)).collect();
             let mut nodes = nodes.ok_or(Failure::Garbage)?.into_iter();
             let owner = nodes.next().ok_or(Failure::Garbage)?;
-            state.owners.extend((from..=to).map(|slot| (slot, owner.clone())));
             found.push(Range { from, to, owner, replicas: nodes.collect() });
         }
+        let mut state = lock(&self.state);
+        for Range { from, to, owner, replicas } in &found {
+            state.owners.extend((*from..=*to).map(|slot| (slot, owner.clone())));
+            for node in std::iter::once(owner).chain(replicas) {
+                if !state.nodes.contains(node) {
+                    state.nodes.push(node.clone());
+                }
+            }
+        }
+        drop(state);
         Ok(found)
     }
 }

@@ -3,7 +3,7 @@
 --
 -- KEYS   record (a hash), queue (leases by ticket), waiters (lease to JSON), life (leases by the end of their
 --        last sign of life), events (newest first), the prefix of the lists that wake somebody, the index; or, to
---        renew while a cluster moves the slot, the record alone: some of the others may be here and some there, and
+--        renew and to look while a cluster moves the slot, the record alone: some of the others may be here and some there, and
 --        then no script may touch them
 -- ARGV   what to do, the clock of a test or '', the key, and what is handed to the operation
 --
@@ -63,6 +63,7 @@ local last_ticket = tonumber(fields.last_ticket or queue and call('ZRANGE', queu
 
 if op == 'look' then
   if #raw == 0 then return {'none'} end
+  if not queue then return {'record', int(now), raw, {}, {}, {}, {}} end
   return {'record', int(now), raw, call('ZRANGE', queue, 0, -1, 'WITHSCORES'), call('HGETALL', waiters),
     call('ZRANGE', life, 0, -1, 'WITHSCORES'), call('LRANGE', events, 0, -1)}
 end

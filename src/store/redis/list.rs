@@ -1,5 +1,6 @@
 //! Which keys there are, and their records: of one server, or of all nodes of a cluster.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use redis::{Value, cmd};
@@ -7,11 +8,12 @@ use redis::{Value, cmd};
 use super::RedisStore;
 use super::address::Endpoint;
 use super::cluster::Range;
+use super::parallel::at_once;
 use super::reply::{self, Reply};
 use super::router::Request;
 use super::trouble::Failure;
 use crate::clock::Moment;
-use crate::model::Key;
+use crate::model::{Key, Stamp};
 use crate::store::{Inspected, Listing, Scope, Store as _, StoreError, Trouble};
 
 /// How many records are asked for at once.
@@ -26,10 +28,6 @@ const LIVELY: Duration = Duration::from_secs(60);
 impl RedisStore {
     /// Looks at records. What a node of a cluster has that does not answer hides no other.
     pub(super) fn look_at(&self, keys: &[Key]) -> Result<Vec<Inspected>, StoreError> {
-        if self.router.cluster().is_some() && keys.len() > 1 {
-            // Without it each is looked for alone.
-            let _ = self.router.slots(Moment::now().after(self.patience));
-        }
         let mut inspected = Vec::with_capacity(keys.len());
         for some in keys.chunks(RECORDS) {
             inspected.extend(self.look_at_some(some)?);
@@ -85,35 +83,51 @@ impl RedisStore {
         let slots = self.router.slots(until).map_err(|failure| self.error(failure))?;
         let mut listing = Listing::default();
         if self.router.cluster().is_none() {
-            let since = self.since(scope, 0, until)?;
+            let clock = (scope == Scope::Live).then(|| self.clock_of(0, until)).transpose();
+            let since = clock.map_err(|failure| self.error(failure))?.map(|clock| self.lively(clock));
             self.read_indexes(None, &[(0, self.index(0))], since, until, &mut listing);
             listing.unseen.pop().map_or(Ok(()), Err)?;
         }
-        for Range { from, to, owner, .. } in slots {
-            let index = |slot: u16| (slot, self.index(slot));
-            let indexes: Vec<(u16, String)> = (from..=to).map(index).collect();
-            match self.since(scope, from, until) {
-                Ok(since) => {
-                    for some in indexes.chunks(INDEXES) {
-                        self.read_indexes(Some(&owner), some, since, until, &mut listing);
-                    }
-                }
-                Err(error) => listing.miss(error),
-            }
+        let mut of_each: BTreeMap<&Endpoint, Vec<u16>> = BTreeMap::new();
+        for Range { from, to, owner, .. } in &slots {
+            of_each.entry(owner).or_default().extend(*from..=*to);
+        }
+        let of_each: Vec<_> = of_each.into_iter().collect();
+        let listings = at_once(&of_each, |(owner, slots)| self.list_at(owner, slots, scope, until));
+        for part in listings.map_err(|failure| self.error(failure))? {
+            listing.keys.extend(part.keys);
+            part.unseen.into_iter().for_each(|error| listing.miss(error));
         }
         listing.keys.sort_unstable();
         listing.keys.dedup();
         Ok(listing)
     }
 
-    /// From which end of a lease on a key is of interest, by the clock of whoever has the slot.
-    fn since(&self, scope: Scope, slot: u16, until: Moment) -> Result<Option<u64>, StoreError> {
-        if scope == Scope::All {
-            return Ok(None);
+    /// The keys of the slots that a node should have.
+    fn list_at(&self, owner: &Endpoint, slots: &[u16], scope: Scope, until: Moment) -> Listing {
+        let mut listing = Listing::default();
+        let clock =
+            (scope == Scope::Live).then(|| self.clock_at(slots[0], owner, Moment::now().after(until.left() / 2)));
+        let again = |failure: Failure| {
+            if failure.is_before_anything() { self.clock_of(slots[0], until) } else { Err(failure) }
+        };
+        match clock.map(|clock| clock.or_else(again)).transpose() {
+            Ok(clock) => {
+                let since = clock.map(|clock| self.lively(clock));
+                let indexes: Vec<(u16, String)> = slots.iter().map(|slot| (*slot, self.index(*slot))).collect();
+                for some in indexes.chunks(INDEXES) {
+                    self.read_indexes(Some(owner), some, since, until, &mut listing);
+                }
+            }
+            Err(failure) => listing.miss(self.error(failure)),
         }
-        let now = self.clock_of(slot, until).map_err(|failure| self.error(failure))?;
+        listing
+    }
+
+    /// From which end of a lease on a key is of interest.
+    fn lively(&self, now: Stamp) -> u64 {
         self.hear(Some(now));
-        Ok(Some(now.micros().saturating_sub(u64::try_from(LIVELY.as_micros()).unwrap_or(u64::MAX))))
+        now.micros().saturating_sub(u64::try_from(LIVELY.as_micros()).unwrap_or(u64::MAX))
     }
 
     fn read_indexes(

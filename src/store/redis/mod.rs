@@ -8,6 +8,7 @@ mod connection;
 mod examine;
 mod list;
 mod observe;
+mod parallel;
 mod parse;
 mod pool;
 mod reply;
@@ -47,13 +48,10 @@ use crate::model::{
 const LAW: &str = include_str!("law.lua");
 
 /// Its SHA-1, by which a server knows it. To work that out would take a tenth of a run; a test does.
-const LAW_SHA1: &str = "a774239297d2bc5171b2a8168dc7308d2cc381f6";
+const LAW_SHA1: &str = "095a0cc01d903dcd4d34a06d4bd62340ef64d7b9";
 
 /// What of a key would end the part of a name that a Cluster looks at, or is the escape itself.
 const BRACES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
-
-/// How long it may take to give back what too few replicas have.
-const GIVE_BACK: Duration = Duration::from_millis(500);
 
 /// A store in Redis.
 pub struct RedisStore {
@@ -110,8 +108,8 @@ impl RedisStore {
         }
     }
 
-    /// The command that runs the law on a key, by `EVALSHA` or `EVAL`, and to renew also the one that touches nothing
-    /// but the record.
+    /// The command that runs the law on a key, by `EVALSHA` or `EVAL`, and to renew and to look also the one that touches
+    /// nothing but the record.
     fn request(&self, verb: &str, key: &Key, op: &str, args: &[&str]) -> Request {
         let clock = lock(&self.clock).map_or_else(String::new, |now| now.micros().to_string());
         let slot = self.slot(key);
@@ -124,7 +122,7 @@ impl RedisStore {
             command.arg(op).arg(&clock).arg(key.as_str()).arg(args);
             command
         };
-        let alone = op == "renew" && self.router.cluster().is_some();
+        let alone = ["renew", "look"].contains(&op) && self.router.cluster().is_some();
         Request { slot, command: command(&parts), alone: alone.then(|| command(&parts[..1])) }
     }
 
@@ -279,17 +277,13 @@ impl Store for RedisStore {
         }
         let asked =
             self.law_for(Some(ask.level), self.address.replicas, key, "acquire", &[&question.to_string()], within);
-        if asked.as_ref().is_err_and(|failure| matches!(failure.bare(), Failure::Unconfirmed(..))) {
-            // Nobody counts on it. If this fails, too, we are given the same again, or time ends it.
-            let _ = self.law(key, "release", &[&ask.level.secret(), ""], GIVE_BACK);
-        }
         let heard = Moment::now();
         let answer = asked.and_then(|answered| answered.read(Reply::answer));
         let (answer, clock, queued) = answer.map_err(|failure| self.error(failure))?;
         self.hear(clock);
         let mut places = lock(&self.places);
         match queued {
-            Some(queued) => places.insert(ask.level, Place::new(queued, heard, good_for)),
+            Some(queued) => places.insert(ask.level, Place::new(queued, heard, good_for, self.patience_of(ask.level))),
             None => places.remove(&ask.level),
         };
         Ok(answer)

@@ -294,6 +294,8 @@ mod tests {
         assert_eq!(at.identity(), "redis+sentinel://[::1]:7001,s1:7000,s2:26379/my master/3?prefix=p");
         assert_eq!(parse(at.text()).as_ref(), Ok(&at), "{}", at.text());
         assert!(!format!("{at:?}{:?}", at.servers).contains("s3cret"));
+        let nested = parse("redis+sentinel://u:node@h/m?sentinel_password=node123").expect("a URL");
+        assert_eq!(nested.without_password("AUTH node123 node"), "AUTH (password) (password)");
         let turned = text.replace("S1:7000,s2,", "s2:26379,s1:7000,");
         assert_eq!(parse(&turned).expect("a URL").identity(), at.identity(), "the order says nothing");
     }

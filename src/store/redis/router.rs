@@ -3,7 +3,8 @@
 use redis::{Cmd, Value};
 
 use super::address::{Address, Endpoint, Servers};
-use super::cluster::{self, Map, Range, Redirection};
+use super::cluster::{self, Map, Range, Redirection, TOO_SHORT};
+use super::parallel::at_once;
 use super::pool::{Manner, Pool, is_refusal};
 use super::sentinel::Finder;
 use super::trouble::Failure;
@@ -55,12 +56,14 @@ impl Router {
             Way::Sentinel(finder) => self
                 .ask_master(finder, std::slice::from_ref(&request.command), manner)
                 .and_then(|(mut replies, server)| Ok((replies.pop().ok_or(Failure::Garbage)?, server))),
-            Way::Cluster(map) => map.ask(request, manner, |server, command, manner| {
-                let asked = self.ask_at(server, command, manner);
-                if asked.is_err() {
-                    self.pool.forget(server);
-                }
-                asked.map(|(reply, _)| reply)
+            Way::Cluster(map) => self.know(map, manner.until).and_then(|()| {
+                map.ask(request, manner, |server, command, manner| {
+                    let asked = self.ask_at(server, command, manner);
+                    if asked.is_err() {
+                        self.pool.forget(server);
+                    }
+                    asked.map(|(reply, _)| reply)
+                })
             }),
         }
     }
@@ -76,14 +79,18 @@ impl Router {
             Way::Sentinel(finder) => return vec![(all.clone(), self.ask_master(finder, &batch(&all), manner))],
             Way::Cluster(map) => map,
         };
-        let mut answers = Vec::new();
-        for (server, places) in map.by_owner(requests.iter().map(|request| request.slot)) {
-            match server {
-                Some(server) => answers.extend(self.ask_all_of(&server, requests, places, until)),
-                None => answers.extend(places.into_iter().map(|at| self.ask_one(requests, at, manner))),
-            }
+        // Without it each is looked for alone.
+        let _ = self.know(map, until);
+        let groups: Vec<_> = map.by_owner(requests.iter().map(|request| request.slot)).into_iter().collect();
+        // A node that is silent takes no time from the others.
+        let answers = at_once(&groups, |(server, places)| match server {
+            Some(server) => self.ask_all_of(server, requests, places.clone(), until),
+            None => places.iter().map(|at| self.ask_one(requests, *at, manner)).collect(),
+        });
+        match answers {
+            Ok(answers) => answers.into_iter().flatten().collect(),
+            Err(failure) => vec![(all, Err(failure))],
         }
-        answers
     }
 
     /// The same, of a node that should have these.
@@ -96,24 +103,43 @@ impl Router {
     ) -> Vec<(Vec<usize>, Answers)> {
         let manner = Manner::until(until);
         let commands: Vec<Cmd> = places.iter().map(|at| requests[*at].command.clone()).collect();
-        if let Ok((replies, server)) = self.ask_many_at(server, &commands, manner) {
-            let is_there = |(_, reply): &(usize, Value)| Redirection::read(reply, &server).is_none();
-            let (there, elsewhere): (Vec<_>, Vec<_>) = places.into_iter().zip(replies).partition(is_there);
-            let elsewhere = elsewhere.into_iter().map(|(at, _)| self.ask_one(requests, at, manner));
-            let (places, replies) = there.into_iter().unzip();
-            return std::iter::once((places, Ok((replies, server)))).chain(elsewhere).collect();
-        }
-        self.heed(0, server, None);
-        // If another one has taken its place, that has all of them.
-        match places.first().map(|first| self.ask_one(requests, *first, manner)) {
-            Some((_, Err(failure))) => vec![(places, Err(failure))],
-            _ => places.into_iter().map(|at| self.ask_one(requests, at, manner)).collect(),
-        }
+        let (replies, server) = match self.ask_many_at(server, &commands, manner) {
+            Ok(asked) => asked,
+            Err(failure) => {
+                self.heed(0, server, None);
+                // If another one has taken its place, that has all of them. Whom there is no time left to ask is not to
+                // blame.
+                let first = places.first().filter(|_| until.left() > TOO_SHORT);
+                let failure = match first.map(|first| self.ask_one(requests, *first, manner)) {
+                    None => failure,
+                    Some((_, Err(failure))) => failure,
+                    Some((_, Ok(_))) => {
+                        return places.into_iter().map(|at| self.ask_one(requests, at, manner)).collect();
+                    }
+                };
+                return vec![(places, Err(failure))];
+            }
+        };
+        let is_there = |(_, reply): &(usize, Value)| Redirection::read(reply, &server).is_none();
+        let (there, elsewhere): (Vec<_>, Vec<_>) = places.into_iter().zip(replies).partition(is_there);
+        let elsewhere = elsewhere.into_iter().map(|(at, _)| self.ask_one(requests, at, manner));
+        let (places, replies) = there.into_iter().unzip();
+        std::iter::once((places, Ok((replies, server)))).chain(elsewhere).collect()
     }
 
     fn ask_one(&self, requests: &[Request], at: usize, manner: Manner) -> (Vec<usize>, Answers) {
         let answer = self.ask(&requests[at], manner);
         (vec![at], answer.map(|(reply, server)| (vec![reply], server)))
+    }
+
+    /// Sees to it that the nodes of a cluster are known.
+    fn know(&self, map: &Map, until: Moment) -> Result<(), Failure> {
+        if map.is_known() {
+            return Ok(());
+        }
+        // What is left is for the one who has the key.
+        let known = self.slots(Moment::now().after(until.left() / 2));
+        known.map(drop).map_err(|failure| Failure::Unconnected(failure.into()))
     }
 
     /// Learns which node of a cluster has which slots.
@@ -131,7 +157,10 @@ impl Router {
         match &self.way {
             Way::One(server) => Ok(server.clone()),
             Way::Sentinel(finder) => finder.master(until).map(|(master, _)| master),
-            Way::Cluster(map) => map.server_of(slot),
+            Way::Cluster(map) => {
+                self.know(map, until)?;
+                map.server_of(slot)
+            }
         }
     }
 

@@ -22,6 +22,10 @@ const LISTEN: Duration = Duration::from_secs(16);
 /// If the one who watches is dead, too, then any other who shows its life notices what is overdue by so much.
 const OVERDUE: Duration = Duration::from_millis(1500);
 
+/// The same where another server may take the place of ours, and its queue be an older one, in which many are dead at
+/// once: at least so much, and up to a quarter of a second more, so that not all look at once.
+const OVERDUE_AFTER_SUCCESSION: Duration = Duration::from_millis(200);
+
 /// How much later than it was asked to a server may answer a sleeper.
 const LATE: Duration = Duration::from_secs(1);
 
@@ -29,8 +33,9 @@ const LATE: Duration = Duration::from_secs(1);
 /// for the same one, and one of them gets the word.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often one who sleeps makes sure that the server is there, where another one may take its place: soon enough to
-/// take the key there before one is passed over for not taking it.
+/// How often one who sleeps looks at the record where another server may take the place of ours: soon enough to take the
+/// key there before one is passed over for not taking it, and to pass over others. The queue there may be an old one, in
+/// which those are first who have had their turn.
 const SUCCESSION: Duration = Duration::from_secs(2);
 
 /// How often one who sleeps is sent on to another server before that is taken for an error.
@@ -44,15 +49,17 @@ pub(super) struct Place {
     /// The instant at which something may end that nobody tells of, and whether we are the one to watch it.
     next: Option<Stamp>,
     watches: bool,
+    /// How long to leave it to others, if it is not for us.
+    patience: Duration,
     /// When we showed our life last, and how long that is good.
     signed: Moment,
     good_for: Duration,
 }
 
 impl Place {
-    pub(super) fn new(queued: Queued, heard: Moment, good_for: Duration) -> Self {
+    pub(super) fn new(queued: Queued, heard: Moment, good_for: Duration, patience: Duration) -> Self {
         let Queued { now, next, watches } = queued;
-        Self { clock: (now, heard), next, watches, signed: heard, good_for }
+        Self { clock: (now, heard), next, watches, patience, signed: heard, good_for }
     }
 
     /// When to show our life: there is time left for a second try. With a look at the record and the next
@@ -83,7 +90,7 @@ impl Place {
     }
 
     fn patience(&self) -> Duration {
-        if self.watches { Duration::ZERO } else { OVERDUE }
+        if self.watches { Duration::ZERO } else { self.patience }
     }
 
     /// Takes in what a script told: `watch NEXT NOW`.
@@ -102,6 +109,14 @@ impl Place {
 }
 
 impl RedisStore {
+    /// How long this one leaves it to others to notice what is overdue.
+    pub(super) fn patience_of(&self, level: LevelId) -> Duration {
+        if !self.router.has_others() {
+            return OVERDUE;
+        }
+        OVERDUE_AFTER_SUCCESSION + Duration::from_millis(u64::from(level.secret().bytes().fold(0, u8::wrapping_add)))
+    }
+
     pub(super) fn wait(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), Failure> {
         let until = timeout.map(|timeout| Moment::now().after(timeout));
         match watch {
@@ -133,7 +148,6 @@ impl RedisStore {
                 Err(failure) => break Err(failure),
                 Ok(Some(word)) if place.told(&word).is_some() => continue,
                 Ok(Some(_)) => break Ok(()),
-                Ok(None) if !wake.left().is_zero() => continue,
                 Ok(None) => {}
             }
             if until.is_some_and(|until| until.left().is_zero()) {
@@ -182,7 +196,7 @@ impl RedisStore {
         let Some(next) = replies.first().and_then(reply::number).map(Stamp::from_micros) else { return Ok(false) };
         place.next = Some(next);
         let sleep_on = !place.is_overdue();
-        if !place.watches {
+        if !place.watches && !self.router.has_others() {
             // As long as all goes well, that is somebody else's.
             place.next = None;
         }

@@ -6,9 +6,10 @@ use redis::cmd;
 
 use super::super::address::{Access, Endpoint};
 use super::super::connection::Connection;
+use super::super::parallel::at_once;
 use super::super::trouble::Failure;
 use super::super::{RedisStore, reply};
-use super::{at_once, count};
+use super::count;
 use crate::clock::Moment;
 use crate::store::{Finding, Trouble};
 

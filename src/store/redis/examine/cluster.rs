@@ -7,12 +7,13 @@ use redis::{Value, cmd};
 
 use super::super::address::Endpoint;
 use super::super::cluster::{self, Map, Range};
+use super::super::parallel::at_once;
 use super::super::pool::Manner;
 use super::super::slot::SLOTS;
 use super::super::trouble::{Failure, said};
 use super::super::{RedisStore, reply};
 use super::server::{Told, lines};
-use super::{at_once, count, distinct, each_once, is_replaced_too_late, span};
+use super::{count, distinct, each_once, is_replaced_too_late, span};
 use crate::clock::Moment;
 use crate::store::{Examination, Finding, Trouble};
 

@@ -6,22 +6,15 @@ mod cluster;
 mod sentinel;
 mod server;
 
-use std::io;
-use std::panic::resume_unwind;
-use std::thread;
 use std::time::Duration;
 
 use super::RedisStore;
 use super::address::Servers;
 use super::trouble::Failure;
-use crate::signal;
 use crate::store::{Examination, Finding};
 
 /// How long it takes at least to choose another master once the old one counts as dead, and to find it.
 const FAILOVER: Duration = Duration::from_secs(2);
-
-/// How many servers are asked at once.
-const AT_ONCE: usize = 64;
 
 impl RedisStore {
     /// Looks at all servers of the store. A holder can do without an answer for `silence`.
@@ -47,27 +40,6 @@ impl RedisStore {
             ),
         )
     }
-}
-
-/// Does something with each of many, several at a time, and returns what comes of it in their order.
-fn at_once<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> R + Sync) -> Result<Vec<R>, Failure> {
-    let mut done = Vec::with_capacity(all.len());
-    for some in all.chunks(AT_ONCE) {
-        let work = &work;
-        let results = thread::scope(|scope| {
-            let begin = |one| {
-                signal::unheard(|| {
-                    thread::Builder::new().name("examiner".into()).spawn_scoped(scope, move || work(one))
-                })
-            };
-            let threads: Vec<_> = some.iter().map(begin).collect::<io::Result<_>>()?;
-            let end =
-                |thread: thread::ScopedJoinHandle<'_, R>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
-            Ok(threads.into_iter().map(end).collect::<Vec<R>>())
-        });
-        done.extend(results.map_err(Failure::Io)?);
-    }
-    Ok(done)
 }
 
 /// What was found of several servers: what is so with all of them is said once, and else by whom it is.

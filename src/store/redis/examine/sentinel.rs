@@ -7,10 +7,11 @@ use redis::Value;
 use super::super::RedisStore;
 use super::super::address::{Endpoint, Sentinels};
 use super::super::connection::Connection;
+use super::super::parallel::at_once;
 use super::super::sentinel::{field, named, questions};
 use super::super::tls::TlsConfig;
 use super::super::trouble::{Failure, said};
-use super::{at_once, distinct, each_once, is_replaced_too_late, span};
+use super::{distinct, each_once, is_replaced_too_late, span};
 use crate::clock::Moment;
 use crate::store::{Examination, Finding};
 
