@@ -282,7 +282,14 @@ mod watched_by_programs {
         assert_eq!(next(&mut some)["keys"][0]["key"], "app/b");
         let _a = store.hold("app/a");
         assert_eq!(next(&mut one)["keys"][0]["key"], "app/a");
-        assert_eq!(next(&mut some)["keys"][0]["key"], "app/a");
+        // Of the other one there may be more to tell.
+        loop {
+            let told = next(&mut some)["keys"][0]["key"].clone();
+            if told == "app/a" {
+                break;
+            }
+            assert_eq!(told, "app/b");
+        }
     }
 
     fn one_whose_reader_does_not_read_ends_when_it_is_asked_to(store: &Store) {

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use super::await_beat;
-use super::failover::on_each;
-use crate::support::redis::{Cluster, PORT, REDIS, Server, Setup, shared_cluster};
+use crate::support::redis::{Cluster, PORT, REDIS, Server, Setup, on_each, shared_cluster};
 use crate::support::{Store, has, wait_for};
 
 #[test]

@@ -19,8 +19,8 @@ const PATIENCE: &str = "40";
 /// What makes servers remember.
 pub(super) const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "no"];
 
-/// Does it for each kind of server that is installed.
-pub(super) fn on_each(test: impl Fn(&'static str)) {
+/// Does it for each kind of server that is installed, one after the other: those who contend need the machine.
+fn on_each(test: impl Fn(&'static str)) {
     [REDIS, VALKEY].into_iter().filter(|program| has(program)).for_each(test);
 }
 

@@ -3,11 +3,11 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::failover::{DURABLE, on_each};
+use super::failover::DURABLE;
 use super::{await_beat, lease_end};
 use crate::support::fake::Fake;
 use crate::support::journal::Journal;
-use crate::support::redis::{PORT, REDIS, Sentinels, Setup};
+use crate::support::redis::{PORT, REDIS, Sentinels, Setup, on_each};
 use crate::support::{Running, Store, has, wait_for};
 
 fn store(group: &Sentinels, more: &str) -> Store {

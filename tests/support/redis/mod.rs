@@ -86,6 +86,16 @@ pub(crate) fn on_a_share(make: fn() -> Store, test: fn(&Store)) {
     }
 }
 
+/// Runs a test with the name of each kind of server that is installed. Both at once.
+pub(crate) fn on_each(test: impl Fn(&'static str) + Sync) {
+    thread::scope(|scope| {
+        for program in [REDIS, VALKEY].into_iter().filter(|program| has(program)) {
+            let test = &test;
+            scope.spawn(move || test(program));
+        }
+    });
+}
+
 /// Runs a test on each kind of server that is installed.
 pub(crate) fn on_both(test: impl Fn(&Store) + Sync) {
     on_both_with(&[], |store| test(store));
