@@ -46,6 +46,7 @@ complete -c dlock -n "__fish_dlock_needs_command" -f -a "guard" -d 'Run a comman
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "history" -d 'Show who held a key, for how long, and how that ended'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "metrics" -d 'Print facts about all keys for a monitoring system'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "doctor" -d 'Tell whether the store can be trusted with locks'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "setup" -d 'Prepare a store, where it needs that'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "completions" -d 'Print a completion script for a shell'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "man" -d 'Print a man page'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s w -l wait -d 'Wait at most so long [default: as long as it takes]' -r
@@ -194,6 +195,16 @@ complete -c dlock -n "__fish_dlock_using_subcommand doctor" -l json -d 'As JSON,
 complete -c dlock -n "__fish_dlock_using_subcommand doctor" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand doctor" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand doctor" -s h -l help -d 'Print help'
+complete -c dlock -n "__fish_dlock_using_subcommand setup" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand setup" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand setup" -l config -d 'The config file (or DLOCK_CONFIG)' -r
+complete -c dlock -n "__fish_dlock_using_subcommand setup" -l store-timeout -d 'How long to try an unreachable store [default: 10s]' -r
+complete -c dlock -n "__fish_dlock_using_subcommand setup" -l log-format -d 'Say it in lines of text or json [default: text]' -r -f -a "text\t'For people'
+json\t'For programs'"
+complete -c dlock -n "__fish_dlock_using_subcommand setup" -l print -d 'Change nothing, and print what somebody who may could run instead'
+complete -c dlock -n "__fish_dlock_using_subcommand setup" -s q -l quiet -d 'Say nothing but errors'
+complete -c dlock -n "__fish_dlock_using_subcommand setup" -s v -l verbose -d 'Say what is going on'
+complete -c dlock -n "__fish_dlock_using_subcommand setup" -s h -l help -d 'Print help'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l config -d 'The config file (or DLOCK_CONFIG)' -r

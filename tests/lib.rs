@@ -24,6 +24,7 @@ mod reentry;
 mod report;
 mod run;
 mod screen;
+mod setup;
 mod signals;
 mod snapshots;
 mod status;

@@ -9,8 +9,8 @@ use clap::error::ErrorKind;
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use self::verbs::{
-    Acquire, Completions, Doctor, Fence, Guard, History, Keys, Man, Metrics, Mine, OnLost, Renew, Run, Status, Terms,
-    Unlock,
+    Acquire, Completions, Doctor, Fence, Guard, History, Keys, Man, Metrics, Mine, OnLost, Renew, Run, Setup, Status,
+    Terms, Unlock,
 };
 use crate::exit::Failure;
 
@@ -100,6 +100,8 @@ pub enum Verb {
     Metrics(Metrics),
     /// Tell whether the store can be trusted with locks
     Doctor(Doctor),
+    /// Prepare a store, where it needs that
+    Setup(Setup),
     /// Print the keys for the last word of a line that somebody types
     #[command(hide = true)]
     Keys(Keys),

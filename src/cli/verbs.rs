@@ -198,6 +198,14 @@ pub struct Doctor {
     pub json: bool,
 }
 
+/// `dlock setup`.
+#[derive(Debug, Args)]
+pub struct Setup {
+    /// Change nothing, and print what somebody who may could run instead
+    #[arg(long)]
+    pub print: bool,
+}
+
 /// `dlock keys`.
 #[derive(Debug, Args)]
 pub struct Keys {

@@ -17,6 +17,7 @@ mod release;
 mod renew;
 mod report;
 mod run;
+mod setup;
 mod status;
 mod unlock;
 mod waiting;
@@ -79,6 +80,7 @@ fn perform(cli: cli::Cli) -> Result<Ending, Failure> {
         Verb::History(history) => history::history(&history, &Settings::read(&cli.global)?),
         Verb::Metrics(metrics) => metrics::metrics(&metrics, &Settings::read(&cli.global)?),
         Verb::Doctor(doctor) => doctor::doctor(&doctor, &Settings::read(&cli.global)?),
+        Verb::Setup(setup) => setup::setup(&setup, &Settings::read(&cli.global)?),
         Verb::Keys(asked) => keys::keys(&asked),
         Verb::Completions(completions) => print(&generate::completions(completions.shell)).map(|()| Ending::OK),
         Verb::Man(man) => print(&generate::man(man.verb.as_deref())?).map(|()| Ending::OK),

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Capabilities, Examination, Listing, Observer, Register, Scope, Store, StoreError, Watch};
+use super::{Capabilities, Examination, Listing, Observer, Register, Scope, SetUp, Store, StoreError, Watch};
 use crate::model::{
     Answer, Ask, Ending, Fence, Info, Key, LeaseId, LevelId, Passage, Patience, Record, Released, Renewed, Stamp,
     Unlocked,
@@ -85,6 +85,14 @@ impl<R: Register> Store for Ledger<R> {
 
     fn examine(&self, silence: Duration) -> Result<Examination, StoreError> {
         self.0.examine(silence)
+    }
+
+    fn set_up(&self, _: Duration) -> Result<SetUp, StoreError> {
+        self.0.set_up()
+    }
+
+    fn set_up_script(&self) -> Option<String> {
+        self.0.set_up_script()
     }
 
     fn list(&self, _: Scope) -> Result<Listing, StoreError> {

@@ -106,6 +106,22 @@ pub trait Store: Send + Sync {
     /// [`StoreError`].
     fn examine(&self, silence: Duration) -> Result<Examination, StoreError>;
 
+    /// Makes the store ready for locks, where that takes more than the first of them does by itself. To do it again
+    /// changes nothing. Where it has to wait for those who hold keys, it waits so long.
+    ///
+    /// # Errors
+    /// [`StoreError`]: it may not be ready.
+    #[expect(unused_variables, reason = "where there is nothing to make, nobody is waited for")]
+    fn set_up(&self, wait: Duration) -> Result<SetUp, StoreError> {
+        self.ask_clock().map(|_| SetUp::NotNeeded)
+    }
+
+    /// What somebody would run by hand to the same end, ready for his client; nothing if there is nothing to run. Asks
+    /// the store for nothing.
+    fn set_up_script(&self) -> Option<String> {
+        None
+    }
+
     /// The keys that have a record. Those that are neither held nor waited for may be missing where the scope does not
     /// need them.
     ///
@@ -176,6 +192,19 @@ pub trait Register: Send + Sync {
     /// [`StoreError`].
     fn examine(&self, silence: Duration) -> Result<Examination, StoreError>;
 
+    /// See [`Store::set_up`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn set_up(&self) -> Result<SetUp, StoreError> {
+        self.ask_clock().map(|_| SetUp::NotNeeded)
+    }
+
+    /// See [`Store::set_up_script`].
+    fn set_up_script(&self) -> Option<String> {
+        None
+    }
+
     /// See [`Store::list`].
     ///
     /// # Errors
@@ -203,6 +232,15 @@ pub trait Register: Send + Sync {
 
 /// The answer to [`Store::inspect`] for one of many.
 pub type Inspected = Result<Option<Record>, StoreError>;
+
+/// What came of [`Store::set_up`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SetUp {
+    /// The store answers, and is ready for locks as it is.
+    NotNeeded,
+    /// The store is ready for locks, and was made so, now or before.
+    Ready,
+}
 
 /// Which keys are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -207,8 +207,17 @@ const DOCTOR: Page = Page {
     ],
 };
 
+const SETUP: Page = Page {
+    about: "Prepares a store for locks, where that takes more than the first of them does by itself, and is quiet about it. \
+            To do it again changes nothing. A directory and a Redis or Valkey server, with sentinels or in a cluster, need \
+            no setup: that they can be used is all that it tells. With --print it changes nothing, and prints what an \
+            administrator would run in its place; or says that there is nothing to run.",
+    exit: &[("0", "the store is ready, or what is to be run was printed")],
+    examples: &[("Before a store is used for the first time", "dlock setup -S redis://redis.example")],
+};
+
 /// The page of each verb, in the order of the help.
-pub(super) const VERBS: [(&str, Page); 12] = [
+pub(super) const VERBS: [(&str, Page); 13] = [
     ("run", RUN),
     ("status", STATUS),
     ("unlock", UNLOCK),
@@ -221,6 +230,7 @@ pub(super) const VERBS: [(&str, Page); 12] = [
     ("history", HISTORY),
     ("metrics", METRICS),
     ("doctor", DOCTOR),
+    ("setup", SETUP),
 ];
 
 /// What all verbs but `run`, whose table is whole, can exit with besides.
