@@ -20,7 +20,7 @@ pub use examine::{Examination, Finding, Severity};
 pub use file::FileRegister;
 pub use ledger::Ledger;
 #[cfg(feature = "redis")]
-pub use redis::{Address, RedisStore};
+pub use redis::{Address, Nodes, RedisStore};
 pub use registry::{BadUrl, Intent, Url, open, open_guards};
 
 use crate::model::{

@@ -71,6 +71,15 @@ impl Address {
         &self.text
     }
 
+    /// What the servers are called in a list of such: `HOST:PORT`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match &self.servers {
+            Servers::One(server) => server.to_string(),
+            Servers::Sentinel(Sentinels { at, .. }) | Servers::Cluster(at) => sorted(at),
+        }
+    }
+
     /// A server's words. One that does not know AUTH repeats what was said to it.
     pub(super) fn without_password(&self, words: &str) -> String {
         let sentinels = match &self.servers {

@@ -7,6 +7,7 @@ mod cluster;
 mod connection;
 mod examine;
 mod list;
+mod nodes;
 mod observe;
 mod parallel;
 mod parse;
@@ -31,6 +32,7 @@ use serde_json::json;
 
 pub use address::Address;
 use address::Endpoint;
+pub use nodes::Nodes;
 use pool::Manner;
 use reply::Reply;
 use router::{Request, Router};

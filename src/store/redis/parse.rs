@@ -103,7 +103,7 @@ fn authority(text: &str) -> (usize, usize) {
 
 fn read(text: &str) -> Result<Url, String> {
     Url::parse(text).map_err(|error| {
-        let hint = "'@', ':', '/', '?' and '#' in a password are written %40, %3A, %2F, %3F and %23";
+        let hint = "'@', ':', '/', '?', '#' and ',' in a password are written %40, %3A, %2F, %3F, %23 and %2C";
         format!("it cannot be read as a URL: {error} ({hint})")
     })
 }
