@@ -201,6 +201,9 @@ pub struct Doctor {
 /// `dlock setup`.
 #[derive(Debug, Args)]
 pub struct Setup {
+    /// How long to wait for those who hold keys that would be elsewhere [default: half of --store-timeout]
+    #[arg(short, long, value_name = "DUR", allow_hyphen_values = true)]
+    pub wait: Option<String>,
     /// Change nothing, and print what somebody who may could run instead
     #[arg(long)]
     pub print: bool,

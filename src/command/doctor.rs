@@ -104,7 +104,7 @@ impl Report {
         self.findings.extend(timing.is_slow(silence / 3));
         self.findings.extend(timing.is_off());
         self.timing = Some(timing);
-        let Examination { facts, findings } = super::ask(settings, || store.examine(silence))?;
+        let Examination { facts, findings, .. } = super::ask(settings, || store.examine(silence))?;
         self.facts = facts;
         self.findings.extend(findings);
         Ok(())

@@ -115,7 +115,7 @@ impl From<Trouble> for Code {
         match trouble {
             Trouble::Unreachable | Trouble::Stuck => Self::Unreachable,
             Trouble::Refused => Self::Refused,
-            Trouble::Unfit => Self::Config,
+            Trouble::Unprepared | Trouble::Unfit => Self::Config,
             Trouble::Untrusted => Self::CannotCreate,
             Trouble::Os => Self::Os,
         }

@@ -1,20 +1,27 @@
 //! `dlock setup`: prepares a store for locks, or prints what an administrator would run for that.
 
+use super::words;
 use crate::cli;
-use crate::config::Settings;
-use crate::exit::{Ending, Failure};
+use crate::config::{self, Settings};
+use crate::exit::{Code, Ending, Failure};
 use crate::store::{Intent, SetUp};
 
-/// Prepares the store. Those who ask for keys meanwhile may find it closed, and try for the store's time limit: so it
-/// takes no more than half of that to wait for those who hold some.
+/// Prepares the store. Those who ask for keys meanwhile may find it closed, and try for the store's time limit: so unless
+/// somebody wants more, those who hold some are waited for no longer than half of that.
 pub(super) fn setup(setup: &cli::Setup, settings: &Settings) -> Result<Ending, Failure> {
     if setup.print {
         return print(settings);
     }
     let store = super::open(settings, Intent::Lock)?;
-    match super::ask(settings, || store.set_up(settings.store_timeout.value / 2))? {
+    let wait = setup.wait.as_ref().map(|text| config::span("--wait", text)).transpose()?;
+    let wait = wait.unwrap_or(settings.store_timeout.value / 2);
+    match super::ask(settings, || store.set_up(wait))? {
         SetUp::NotNeeded => log::info!("{} needs no setup", store.describe()),
         SetUp::Ready => log::info!("{} is ready", store.describe()),
+        SetUp::Held(keys) => {
+            log::warn!("{} is as it was, since {} held after {}", store.describe(), words::held(&keys), words::span(wait));
+            return Ok(Code::Busy.into());
+        }
     }
     Ok(Ending::OK)
 }

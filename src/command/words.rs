@@ -77,6 +77,18 @@ fn others(holders: &[Hold]) -> String {
     }
 }
 
+/// That these keys are held, up to the verb.
+pub(super) fn held(keys: &[Key]) -> String {
+    const SHOWN: usize = 3;
+    let shown: Vec<String> = keys.iter().take(SHOWN).map(|key| format!("'{key}'")).collect();
+    let more = keys.len().saturating_sub(SHOWN);
+    match (&shown[..], more) {
+        ([key], _) => format!("{key} is"),
+        (_, 0) => format!("{} are", shown.join(", ")),
+        (_, more) => format!("{} and {more} more are", shown.join(", ")),
+    }
+}
+
 /// Where that is, if nobody named the store: a default directory may not be the one that was meant.
 pub(super) fn place(settings: &Settings, store: &dyn Store) -> String {
     if settings.store.from == Origin::Default { format!(" in {}", store.describe()) } else { String::new() }

@@ -12,6 +12,8 @@ pub struct Examination {
     pub facts: Vec<(&'static str, String)>,
     /// What is wrong.
     pub findings: Vec<Finding>,
+    /// What a server calls itself since it was started, and no other does.
+    pub run: Option<String>,
 }
 
 /// One thing that is wrong with a store.
@@ -83,6 +85,7 @@ impl From<&StoreError> for Finding {
             Trouble::Refused => {
                 (NO_LOCK, "check user, password and certificate, and what the user may do: README has the rule for it")
             }
+            Trouble::Unprepared => (NO_LOCK, "'dlock setup' makes it ready, and 'dlock setup --print' tells how that is done"),
             Trouble::Unfit => (NO_LOCK, "mend what is said above, or name another store with --store"),
             Trouble::Untrusted => (
                 "dlock takes no lock where two could hold the same key, or where others could take it away or forge it",
@@ -92,4 +95,25 @@ impl From<&StoreError> for Finding {
         };
         Self { severity: Severity::Error, ..Self::warning(&error.words, why, remedy) }
     }
+}
+
+/// What was found of several servers: what is so with all of them is said once, and else by whom it is.
+pub(super) fn each_once(found: Vec<(String, Vec<Finding>)>) -> Vec<Finding> {
+    let all = found.len();
+    let mut merged: Vec<(Finding, Vec<String>)> = Vec::new();
+    for (name, findings) in found {
+        for finding in findings {
+            match merged.iter_mut().find(|(known, _)| *known == finding) {
+                Some((_, names)) => names.push(name.clone()),
+                None => merged.push((finding, vec![name.clone()])),
+            }
+        }
+    }
+    let say = |(finding, names): (Finding, Vec<String>)| {
+        if names.len() == all {
+            return finding;
+        }
+        Finding { what: format!("{}: {}", names.join(", "), finding.what), ..finding }
+    };
+    merged.into_iter().map(say).collect()
 }

@@ -8,8 +8,14 @@ mod examine;
 mod file;
 mod ledger;
 #[cfg(feature = "redis")]
+mod nodes;
+#[cfg(feature = "redis")]
+mod parallel;
+#[cfg(feature = "redis")]
 mod redis;
 mod registry;
+#[cfg(feature = "redis")]
+mod ring;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,6 +28,8 @@ pub use ledger::Ledger;
 #[cfg(feature = "redis")]
 pub use redis::{Address, Nodes, RedisStore};
 pub use registry::{BadUrl, Intent, Url, open, open_guards};
+#[cfg(feature = "redis")]
+pub use ring::{Connect, List, Node, Outcome, Ring, Roll, Step, Told};
 
 use crate::model::{
     Answer, Ask, Clock, Ending, Info, Key, LeaseId, LevelId, Mode, Record, Released, Renewed, Stamp, Unlocked,
@@ -240,6 +248,8 @@ pub enum SetUp {
     NotNeeded,
     /// The store is ready for locks, and was made so, now or before.
     Ready,
+    /// All is as it was, since these keys are held and would be elsewhere.
+    Held(Vec<Key>),
 }
 
 /// Which keys are listed.
@@ -335,6 +345,8 @@ pub enum Trouble {
     Stuck,
     /// The store refused us.
     Refused,
+    /// The store was not made ready for locks: see [`Store::set_up`].
+    Unprepared,
     /// The store is not as it must be, or is newer than we are.
     Unfit,
     /// The lock directory or a file in it cannot be trusted.

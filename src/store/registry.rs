@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(feature = "redis")]
-use super::{Address, RedisStore};
+use super::{Address, Node, Nodes, RedisStore, Ring};
 use super::{FileRegister, Ledger, Store, StoreError};
+#[cfg(feature = "redis")]
+use super::{List, Trouble};
 
 /// Where a store is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +20,9 @@ pub enum Url {
     /// `redis://…`: a Redis or Valkey server, or several.
     #[cfg(feature = "redis")]
     Redis(Box<Address>),
+    /// `redis+ring://…`: keys spread over servers that know nothing of each other.
+    #[cfg(feature = "redis")]
+    Ring(Box<Nodes>),
 }
 
 /// What this dlock was built with.
@@ -33,6 +38,8 @@ const KNOWN: &[&str] = &[
     "'redis+sentinel://HOST,HOST/MASTER'",
     #[cfg(feature = "redis")]
     "'redis+cluster://HOST,HOST'",
+    #[cfg(feature = "redis")]
+    "'redis+ring://HOST,HOST'",
 ];
 
 /// A text that names no store.
@@ -76,6 +83,11 @@ impl Url {
                 Ok(address) => Ok(Self::Redis(Box::new(address))),
                 Err(words) => Err(BadUrl(format!("this '{scheme}:' URL is not good: {words}"))),
             },
+            #[cfg(feature = "redis")]
+            "redis+ring" | "rediss+ring" => match Nodes::parse(text, here) {
+                Ok(nodes) => Ok(Self::Ring(Box::new(nodes))),
+                Err(words) => Err(BadUrl(format!("this '{scheme}:' URL is not good: {words}"))),
+            },
             // What stands before a ':' alone may be a password.
             _ if !rest.starts_with("//") => {
                 Err(BadUrl(format!("it is no store URL; this dlock knows {}", KNOWN.join(", "))))
@@ -90,18 +102,20 @@ impl Url {
         match self {
             Self::File(path) => Some(path),
             #[cfg(feature = "redis")]
-            Self::Redis(_) => None,
+            Self::Redis(_) | Self::Ring(_) => None,
         }
     }
 
     /// Whether a text that may be a URL holds a password: behind a user's name, or as a parameter.
     #[must_use]
     pub fn holds_password(text: &str) -> bool {
-        let Some((_, rest)) = text.split_once("://") else { return false };
+        let Some((scheme, rest)) = text.split_once("://") else { return false };
         let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let login = address.split('/').next().and_then(|authority| authority.rsplit_once('@'));
-        let behind_user =
-            login.and_then(|(login, _)| login.split_once(':')).is_some_and(|(_, password)| !password.is_empty());
+        let authority = address.split('/').next().unwrap_or_default();
+        // Where each host may have a login of its own, a ',' of a password is written %2C.
+        let hosts: Vec<&str> = if scheme.ends_with("+ring") { authority.split(',').collect() } else { vec![authority] };
+        let logins = hosts.iter().filter_map(|host| host.rsplit_once('@'));
+        let behind_user = logins.filter_map(|(login, _)| login.split_once(':')).any(|(_, password)| !password.is_empty());
         behind_user
             || query
                 .split('&')
@@ -116,6 +130,8 @@ impl Url {
             Self::File(path) => format!("file:{}", path.display()),
             #[cfg(feature = "redis")]
             Self::Redis(address) => address.identity(),
+            #[cfg(feature = "redis")]
+            Self::Ring(nodes) => nodes.identity(),
         }
     }
 
@@ -130,6 +146,8 @@ impl Url {
             }
             #[cfg(feature = "redis")]
             Self::Redis(address) => address.text().into(),
+            #[cfg(feature = "redis")]
+            Self::Ring(nodes) => nodes.text().into(),
         }
     }
 }
@@ -153,7 +171,26 @@ pub fn open(url: &Url, intent: Intent, patience: Duration) -> Result<Arc<dyn Sto
         Url::File(path) => Ok(Arc::new(Ledger::new(FileRegister::open(path, intent == Intent::Lock)?))),
         #[cfg(feature = "redis")]
         Url::Redis(address) => Ok(Arc::new(RedisStore::new(address, patience))),
+        #[cfg(feature = "redis")]
+        Url::Ring(nodes) => Ok(Arc::new(ring(nodes, patience))),
     }
+}
+
+/// A ring of servers.
+#[cfg(feature = "redis")]
+fn ring(listed: &Nodes, patience: Duration) -> Ring {
+    let names: Vec<String> = listed.addresses().iter().map(Address::name).collect();
+    let list = List::new(names.iter().map(String::as_str));
+    let node = |address| Arc::new(RedisStore::node(address, Some(&list), patience)) as Arc<dyn Node>;
+    let nodes = listed.addresses().iter().map(node).collect();
+    let all = listed.clone();
+    let connect = move |name: &str, patience| {
+        let known = all.addresses().iter().find(|address| address.name() == name).cloned();
+        let address = known.or_else(|| all.other(name));
+        let odd = || StoreError::new(Trouble::Unfit, format_args!("'{name}' is no name of a node of a ring"));
+        Ok(Arc::new(RedisStore::node(&address.ok_or_else(odd)?, None, patience)) as Arc<dyn Node>)
+    };
+    Ring::new(listed.identity(), listed.to_string(), nodes, Box::new(connect), patience)
 }
 
 /// Opens what `dlock guard` remembers in a directory, which is made if it is missing. Makes no thread.
@@ -171,6 +208,8 @@ impl fmt::Display for Url {
             Self::File(path) => write!(f, "{}", path.display()),
             #[cfg(feature = "redis")]
             Self::Redis(address) => write!(f, "{address}"),
+            #[cfg(feature = "redis")]
+            Self::Ring(nodes) => write!(f, "{nodes}"),
         }
     }
 }
@@ -195,6 +234,7 @@ mod tests {
             "postgres://u:x@h1,h2/db",
             "redis+unix:///s?db=1&password=x",
             "redis+sentinel://h1,h2/m?sentinel_password=x",
+            "redis+ring://h1,u:x@h2",
         ] {
             assert!(Url::holds_password(text), "{text}");
         }
@@ -206,6 +246,7 @@ mod tests {
             "redis://u@h:1",
             "redis://:@h",
             "redis+unix:///s?password=",
+            "redis+ring://h1:7000,u@h2",
         ] {
             assert!(!Url::holds_password(text), "{text}");
         }

@@ -11,6 +11,8 @@ pub struct Address {
     pub(super) prefix: String,
     /// A grant counts once so many replicas have acknowledged it.
     pub(super) replicas: u32,
+    /// What messages call it, if it is one of several that know nothing of each other.
+    pub(super) label: Option<String>,
     /// As it was written, paths made absolute.
     pub(super) text: String,
 }
@@ -97,6 +99,7 @@ impl Address {
     pub(super) fn name_of(&self, server: &Endpoint) -> String {
         match &self.servers {
             Servers::Sentinel(sentinels) if sentinels.at.contains(server) => format!("sentinel at {server}"),
+            Servers::One(_) if self.label.is_some() => self.to_string(),
             _ => format!("redis at {server}"),
         }
     }
@@ -134,7 +137,10 @@ impl Access {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.servers {
-            Servers::One(server) => write!(f, "redis at {server}"),
+            Servers::One(server) => match &self.label {
+                Some(label) => write!(f, "{label} ({server})"),
+                None => write!(f, "redis at {server}"),
+            },
             Servers::Sentinel(sentinels) => write!(f, "redis master '{}'", sentinels.master),
             Servers::Cluster(seeds) => match seeds.first() {
                 Some(seed) => write!(f, "redis cluster at {seed}"),

@@ -4,15 +4,18 @@
 -- KEYS   record (a hash), queue (leases by ticket), waiters (lease to JSON), life (leases by the end of their
 --        last sign of life), events (newest first), the prefix of the lists that wake somebody, the index; or, to
 --        renew and to look while a cluster moves the slot, the record alone: some of the others may be here and some there, and
---        then no script may touch them
--- ARGV   what to do, the clock of a test or '', the key, and what is handed to the operation
+--        then no script may touch them; and in a ring, last of all, what the node knows of its list (roll.lua)
+-- ARGV   what to do, in a ring with the stamp of the caller's list behind a blank; the clock of a test or ''; the key, and
+--        what is handed to the operation
 --
 -- The record has a field 'h:LEASE' for each hold and 'o:LEASE' for each waiter who could take the key now:
 -- since when. Numbers that cjson would round (14 digits) are texts; what only people read is passed through as
 -- text. Only fields that changed are written.
 
+local op, stamp = ARGV[1]:match('^(%l+) ?(%x*)$')
+local ring = stamp ~= '' and table.remove(KEYS)
 local record, queue, waiters, life, events, wake, index = unpack(KEYS)
-local op, clock, key = ARGV[1], ARGV[2], ARGV[3]
+local clock, key = ARGV[2], ARGV[3]
 
 local LAYOUT = 1
 local OFFER = 1000000       -- microseconds, as in the model
@@ -35,6 +38,18 @@ local now = tonumber(clock)
 if not now then
   local time = call('TIME')
   now = time[1] * 1000000 + time[2]
+end
+
+-- A node of a ring gives out keys by the list for which it is open. Whoever has one that may be that of leases here
+-- looks at them and takes them away, and those who have a lease or wait keep and leave that. A node that knows
+-- nothing has nothing.
+local elsewhere
+if ring then
+  local open, old, known = unpack(call('HMGET', ring, 'open', 'old:' .. stamp, 'layout'))
+  if open ~= stamp then
+    elsewhere = known and not old
+    if op == 'acquire' or elsewhere and (op == 'look' or op == 'unlock') then return {'ring', call('HGETALL', ring)} end
+  end
 end
 
 -- What is there --------------------------------------------------------------------------------------------
@@ -480,6 +495,7 @@ if #noted > 0 then
   call('EXPIRE', events, KEPT)
 end
 write_changes()
+if elsewhere and answer[1] == 'not yours' then return {'ring', call('HGETALL', ring)} end
 -- For those who only look. Whoever may not tell them holds the key all the same.
 redis.pcall('PUBLISH', wake:sub(1, -#'wake:' - 1) .. 'changes', key)
 return answer

@@ -13,6 +13,7 @@ mod parallel;
 mod parse;
 mod pool;
 mod reply;
+mod roll;
 mod router;
 mod sentinel;
 mod slot;
@@ -35,6 +36,7 @@ use address::Endpoint;
 pub use nodes::Nodes;
 use pool::Manner;
 use reply::Reply;
+use roll::Seat;
 use router::{Request, Router};
 use trouble::Failure;
 use wait::Place;
@@ -50,7 +52,7 @@ use crate::model::{
 const LAW: &str = include_str!("law.lua");
 
 /// Its SHA-1, by which a server knows it. To work that out would take a tenth of a run; a test does.
-const LAW_SHA1: &str = "095a0cc01d903dcd4d34a06d4bd62340ef64d7b9";
+const LAW_SHA1: &str = "8082fbae788cdb16a00cc79e67b387f2896c17f9";
 
 /// What of a key would end the part of a name that a Cluster looks at, or is the escape itself.
 const BRACES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
@@ -60,6 +62,8 @@ pub struct RedisStore {
     address: Address,
     identity: String,
     router: Router,
+    /// What it is as a node of a ring, if it is one.
+    seat: Option<Seat>,
     /// How long what has no limit of its own may take.
     patience: Duration,
     /// Where those who wait stand, as the server told them last.
@@ -79,6 +83,7 @@ impl RedisStore {
             identity: address.identity(),
             address: address.clone(),
             router: Router::new(address),
+            seat: None,
             patience,
             places: Mutex::default(),
             heard: Mutex::default(),
@@ -118,10 +123,12 @@ impl RedisStore {
         let mut parts: Vec<String> =
             ["record", "queue", "waiters", "life", "events", "wake:"].map(|part| self.name(key, part)).into();
         parts.push(self.index(slot));
+        parts.extend(self.stamp().map(|_| self.ring()));
+        let stamped = self.stamp().map_or_else(|| op.to_owned(), |stamp| format!("{op} {stamp}"));
         let command = |parts: &[String]| {
             let mut command = cmd(verb);
             command.arg(if verb == "EVAL" { LAW } else { LAW_SHA1 }).arg(parts.len()).arg(parts);
-            command.arg(op).arg(&clock).arg(key.as_str()).arg(args);
+            command.arg(&stamped).arg(&clock).arg(key.as_str()).arg(args);
             command
         };
         let alone = ["renew", "look"].contains(&op) && self.router.cluster().is_some();

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
-use super::address::Address;
+use super::address::{Address, Endpoint, Servers};
 
 /// The servers that a URL lists.
 #[derive(Clone, PartialEq, Eq)]
@@ -37,13 +37,14 @@ impl Nodes {
             }
             let login = login.filter(|_| !host.contains('@')).map_or_else(String::new, |login| format!("{login}@"));
             // What all have in common is wrong with the first one already.
-            let address = Address::parse(&format!("{scheme}{login}{host}{rest}"), here).map_err(|words| match at {
+            let mut address = Address::parse(&format!("{scheme}{login}{host}{rest}"), here).map_err(|words| match at {
                 0 => words,
                 _ => format!("its node {}: {words}", at + 1),
             })?;
             if !names.insert(address.name()) {
                 return Err(format!("'{}' stands twice in it", address.name()));
             }
+            address.label = Some(format!("node {}", at + 1));
             addresses.push(address);
         }
         // The paths in the parameters are absolute there.
@@ -63,6 +64,17 @@ impl Nodes {
     #[must_use]
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
+    }
+
+    /// A server that was or will be beside these, and lets us in as the first of them does; nothing if that is no name of
+    /// one.
+    #[must_use]
+    pub fn other(&self, name: &str) -> Option<Address> {
+        let (host, port) = name.rsplit_once(':')?;
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let server = Endpoint::Tcp(host, port.parse().ok()?);
+        let label = Some("former node".into());
+        Some(Address { servers: Servers::One(server), label, ..self.addresses.first()?.clone() })
     }
 
     /// The same text for the same servers in any order, and without a password.

@@ -63,7 +63,7 @@ impl Address {
                 let mut all = endpoints(&url, &hosts, PORT)?;
                 let server = all.pop().filter(|_| all.is_empty());
                 let server = server.ok_or_else(|| {
-                    let several = ["sentinel", "cluster"].map(|kind| format!("'{scheme}+{kind}://'")).join(" or ");
+                    let several = ["sentinel", "cluster", "ring"].map(|kind| format!("'{scheme}+{kind}://'")).join(", ");
                     format!("it names several hosts, which is for {several}")
                 })?;
                 (Servers::One(server), Some(url.path().trim_start_matches('/').to_owned()))
@@ -81,7 +81,7 @@ impl Address {
             count.ok_or_else(|| format!("'wait_replicas' is a number of replicas, at most {MOST_REPLICAS}"))
         })?;
         parameters.nothing_left(kind)?;
-        Ok(Self { servers, access, prefix, replicas, text: written(&url, text, hosts.len()) })
+        Ok(Self { servers, access, prefix, replicas, label: None, text: written(&url, text, hosts.len()) })
     }
 }
 
@@ -343,7 +343,7 @@ mod tests {
             ("redis+unix://sock", "three slashes"),
             ("redis+unix:///sock?password=a&s3cret", "written %26"),
             ("redis://:s3cret@h:99999", "cannot be read"),
-            ("redis://:s3cret@h,i", "which is for 'redis+sentinel://' or 'redis+cluster://'"),
+            ("redis://:s3cret@h,i", "which is for 'redis+sentinel://', 'redis+cluster://', 'redis+ring://'"),
             ("redis+sentinel://:s3cret@h,i", "names no master; that is written redis+sentinel://SENTINEL/MASTER"),
             ("redis+sentinel://:s3cret@h,/m", "names no host"),
             ("redis+sentinel://:s3cret@h,i/m/x", "database is a number"),

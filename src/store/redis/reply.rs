@@ -1,6 +1,6 @@
 //! What the law answers, made into words of the model.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use redis::Value;
@@ -11,6 +11,7 @@ use super::trouble::Failure;
 use crate::model::{
     Answer, Fence, Grant, Hold, Key, LAYOUT, Mode, Record, Refusal, Released, Renewed, Stamp, Unlocked, Waiter,
 };
+use crate::store::Roll;
 
 /// Fields that the script keeps as text, since Lua would round them.
 const NUMBERS: [&str; 8] = ["fence", "granted_at", "asked_at", "hold_until", "until", "ticket", "at", "micros"];
@@ -47,13 +48,16 @@ impl Reply {
                     );
                     return Err(Failure::Odd(words));
                 }
+                if reply.word()? == "ring" {
+                    return Err(Failure::Elsewhere(Roll(reply.fields(1)?)));
+                }
                 Ok(reply)
             }
             _ => Err(odd()),
         }
     }
 
-    fn word(&self) -> Result<&str, Failure> {
+    pub(super) fn word(&self) -> Result<&str, Failure> {
         self.text(0)
     }
 
@@ -61,7 +65,7 @@ impl Reply {
         self.0.get(at).and_then(text).ok_or_else(odd)
     }
 
-    fn number(&self, at: usize) -> Result<u64, Failure> {
+    pub(super) fn number(&self, at: usize) -> Result<u64, Failure> {
         self.0.get(at).and_then(number).ok_or_else(odd)
     }
 
@@ -191,6 +195,11 @@ impl Reply {
             Some(Value::Array(values)) => Ok(values),
             _ => Err(odd()),
         }
+    }
+
+    /// The fields of a hash.
+    pub(super) fn fields(&self, at: usize) -> Result<BTreeMap<String, String>, Failure> {
+        Ok(self.pairs(at)?.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
     }
 
     fn pairs(&self, at: usize) -> Result<Vec<(&str, &str)>, Failure> {

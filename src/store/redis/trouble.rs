@@ -5,7 +5,7 @@ use std::io;
 use redis::ServerError;
 
 use super::address::{Address, Endpoint, Servers};
-use crate::store::{StoreError, Trouble};
+use crate::store::{Roll, StoreError, Trouble};
 use crate::sys;
 
 /// How much of a server's own words is shown.
@@ -38,6 +38,8 @@ pub(super) enum Failure {
     Role(String),
     /// What was given is on so few replicas, of so many that must have it.
     Unconfirmed(u64, u32),
+    /// As a node of a ring it does not belong to our list, and this is what it knows of its own.
+    Elsewhere(Roll),
     /// It is not known which server to ask, for this reason.
     Unknown(String),
 }
@@ -78,7 +80,7 @@ impl Failure {
     }
 
     fn of(self, name: &str, address: &Address) -> StoreError {
-        let before_anything = matches!(self, Self::Server(_) | Self::Unknown(_));
+        let before_anything = matches!(self, Self::Server(_) | Self::Unknown(_) | Self::Elsewhere(_));
         let (trouble, words) = match self {
             Self::Unconnected(failure) => return failure.of(name, address).before_anything(),
             Self::By(server, failure) => return failure.of(&address.name_of(&server), address),
@@ -97,6 +99,7 @@ impl Failure {
                 let replicas = if wanted == 1 { "replica" } else { "replicas" };
                 (Trouble::Unreachable, format!("{has} of {wanted} {replicas} acknowledged what it gave us"))
             }
+            Self::Elsewhere(roll) => roll.trouble(),
             Self::Unknown(words) => (Trouble::Unreachable, words),
         };
         let error = StoreError::new(trouble, format_args!("{name}: {}", address.without_password(&words)));

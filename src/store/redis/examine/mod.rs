@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::RedisStore;
 use super::address::Servers;
 use super::trouble::Failure;
+use crate::store::examine::each_once;
 use crate::store::{Examination, Finding};
 
 /// How long it takes at least to choose another master once the old one counts as dead, and to find it.
@@ -40,27 +41,6 @@ impl RedisStore {
             ),
         )
     }
-}
-
-/// What was found of several servers: what is so with all of them is said once, and else by whom it is.
-fn each_once(found: Vec<(String, Vec<Finding>)>) -> Vec<Finding> {
-    let all = found.len();
-    let mut merged: Vec<(Finding, Vec<String>)> = Vec::new();
-    for (name, findings) in found {
-        for finding in findings {
-            match merged.iter_mut().find(|(known, _)| *known == finding) {
-                Some((_, names)) => names.push(name.clone()),
-                None => merged.push((finding, vec![name.clone()])),
-            }
-        }
-    }
-    let say = |(finding, names): (Finding, Vec<String>)| {
-        if names.len() == all {
-            return finding;
-        }
-        Finding { what: format!("{}: {}", names.join(", "), finding.what), ..finding }
-    };
-    merged.into_iter().map(say).collect()
 }
 
 /// What several servers say, each thing once.

@@ -68,6 +68,7 @@ impl RedisStore {
         let settings = settings.ok().map(|replies| replies.iter().filter_map(setting).collect());
         let told = info.transpose()?.map(|info| Told { info, settings, waits: self.address.replicas > 0 });
         if let Some(told) = &told {
+            found.run = Some(told.text("run_id").to_owned()).filter(|run| !run.is_empty());
             told.facts(&mut found);
             found.findings.extend(CHECKS.iter().filter_map(|check| check(told)));
         }
