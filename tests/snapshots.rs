@@ -350,6 +350,7 @@ fn what_the_doctor_says(store: &Store) {
     let kind = match store.url().split_once("://") {
         Some(("redis+sentinel", _)) => "sentinel",
         Some(("redis+cluster", _)) => "cluster",
+        Some(("redis+ring", _)) => "ring",
         Some(_) => "timed",
         None => "file",
     };

@@ -19,7 +19,12 @@ pub(super) fn setup(setup: &cli::Setup, settings: &Settings) -> Result<Ending, F
         SetUp::NotNeeded => log::info!("{} needs no setup", store.describe()),
         SetUp::Ready => log::info!("{} is ready", store.describe()),
         SetUp::Held(keys) => {
-            log::warn!("{} is as it was, since {} held after {}", store.describe(), words::held(&keys), words::span(wait));
+            log::warn!(
+                "{} is as it was, since {} held after {}",
+                store.describe(),
+                words::held(&keys),
+                words::span(wait)
+            );
             return Ok(Code::Busy.into());
         }
     }

@@ -85,7 +85,9 @@ impl From<&StoreError> for Finding {
             Trouble::Refused => {
                 (NO_LOCK, "check user, password and certificate, and what the user may do: README has the rule for it")
             }
-            Trouble::Unprepared => (NO_LOCK, "'dlock setup' makes it ready, and 'dlock setup --print' tells how that is done"),
+            Trouble::Unprepared => {
+                (NO_LOCK, "'dlock setup' makes it ready, and 'dlock setup --print' tells how that is done")
+            }
             Trouble::Unfit => (NO_LOCK, "mend what is said above, or name another store with --store"),
             Trouble::Untrusted => (
                 "dlock takes no lock where two could hold the same key, or where others could take it away or forge it",

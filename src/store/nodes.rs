@@ -28,7 +28,6 @@ pub(super) fn examine(stores: &[&dyn Store], silence: Duration, means: &str) -> 
     let look = |store: &&dyn Store| Ok((read_clock(*store)?, store.examine(silence)?));
     let looked = at_once(stores, look).map_err(|error: io::Error| StoreError::new(Trouble::Os, error))?;
     let mut found = Examination::default();
-    found.know("nodes", stores.len().to_string());
     let mut seen = Vec::new();
     let mut failed = None;
     for (store, looked) in stores.iter().zip(looked) {
@@ -44,6 +43,7 @@ pub(super) fn examine(stores: &[&dyn Store], silence: Duration, means: &str) -> 
     if let Some(error) = failed.filter(|_| seen.is_empty()) {
         return Err(error);
     }
+    found.know("servers", format!("{} of {} answer", seen.len(), stores.len()));
     merge_facts(&mut found, &seen);
     let clocks: Vec<(&str, Reading)> = seen.iter().map(|(name, clock, _)| (&**name, *clock)).collect();
     found.findings.extend(are_apart(&clocks));
@@ -63,14 +63,20 @@ fn read_clock(store: &dyn Store) -> Result<Reading, StoreError> {
     Ok(Reading { ahead: signed(theirs.micros().into()).saturating_sub(signed(ours)), bound })
 }
 
+/// What may be told of each where it is not so with all of them.
+const OF_EACH: [&str; 3] = ["version", "memory", "persistence"];
+
 /// What is so with all of them, and else what is so with each.
 fn merge_facts(found: &mut Examination, seen: &[(String, Reading, Examination)]) {
     let Some((_, _, first)) = seen.first() else { return };
     for (name, value) in &first.facts {
         let of = |examined: &Examination| examined.facts.iter().find(|fact| fact.0 == *name).map(|fact| fact.1.clone());
         let all: Vec<String> = seen.iter().map(|(_, _, examined)| of(examined).unwrap_or_default()).collect();
-        let merged = if all.iter().all(|other| other == value) { value.clone() } else { all.join("; ") };
-        found.know(name, merged);
+        if all.iter().all(|other| other == value) {
+            found.know(name, value);
+        } else if OF_EACH.contains(name) {
+            found.know(name, all.join("; "));
+        }
     }
 }
 
@@ -114,12 +120,11 @@ mod tests {
 
     #[test]
     fn clocks_are_apart_by_what_no_round_trip_explains() {
-        let apart = |clocks: &[(&str, i128, u64)]| {
+        let apart = |clocks: &[(&'static str, i128, u64)]| {
             let reading = |(name, ahead, bound): &(&'static str, i128, u64)| {
                 (*name, Reading { ahead: *ahead, bound: Duration::from_millis(*bound) })
             };
-            let clocks: Vec<_> = clocks.iter().map(reading).collect::<Vec<(&'static str, Reading)>>();
-            are_apart(&clocks).map(|finding| finding.what)
+            are_apart(&clocks.iter().map(reading).collect::<Vec<_>>()).map(|finding| finding.what)
         };
         let found = apart(&[("a", 0, 100), ("b", 2_500_000, 100), ("c", 400_000, 100)]);
         assert_eq!(found.as_deref(), Some("the clock of b is 3s ahead of that of a"));

@@ -115,7 +115,8 @@ impl Url {
         // Where each host may have a login of its own, a ',' of a password is written %2C.
         let hosts: Vec<&str> = if scheme.ends_with("+ring") { authority.split(',').collect() } else { vec![authority] };
         let logins = hosts.iter().filter_map(|host| host.rsplit_once('@'));
-        let behind_user = logins.filter_map(|(login, _)| login.split_once(':')).any(|(_, password)| !password.is_empty());
+        let behind_user =
+            logins.filter_map(|(login, _)| login.split_once(':')).any(|(_, password)| !password.is_empty());
         behind_user
             || query
                 .split('&')

@@ -66,6 +66,12 @@ macro_rules! on_every_store {
             fn cluster() {
                 $crate::support::redis::on_a_share($crate::support::Store::on_cluster, super::$promise);
             }
+
+            #[cfg(feature = "redis")]
+            #[test]
+            fn ring() {
+                $crate::support::redis::on_a_share($crate::support::Store::on_ring, super::$promise);
+            }
         })+
     };
 }
@@ -156,7 +162,8 @@ impl Store {
             // On a cluster the index is in parts.
             let parts = format!("{}:index:", self.prefix());
             let stays = |name: &String| {
-                name.starts_with(&parts) || ["record", "events", "index"].iter().any(|part| name.ends_with(part))
+                name.starts_with(&parts)
+                    || ["record", "events", "index", "ring"].iter().any(|part| name.ends_with(part))
             };
             return keys.into_iter().filter(|name| !stays(name)).collect();
         }
@@ -189,6 +196,7 @@ impl Store {
         match scheme {
             "redis+sentinel" => "redis master 'mymaster'".into(),
             "redis+cluster" => format!("redis cluster at {}", rest.split(',').next().unwrap_or_default()),
+            "redis+ring" => format!("redis ring at {}", rest.split('/').next().unwrap_or_default()),
             _ => format!("redis at {rest}"),
         }
     }

@@ -37,10 +37,11 @@ impl Nodes {
             }
             let login = login.filter(|_| !host.contains('@')).map_or_else(String::new, |login| format!("{login}@"));
             // What all have in common is wrong with the first one already.
-            let mut address = Address::parse(&format!("{scheme}{login}{host}{rest}"), here).map_err(|words| match at {
-                0 => words,
-                _ => format!("its node {}: {words}", at + 1),
-            })?;
+            let mut address =
+                Address::parse(&format!("{scheme}{login}{host}{rest}"), here).map_err(|words| match at {
+                    0 => words,
+                    _ => format!("its node {}: {words}", at + 1),
+                })?;
             if !names.insert(address.name()) {
                 return Err(format!("'{}' stands twice in it", address.name()));
             }

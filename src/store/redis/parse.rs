@@ -63,7 +63,8 @@ impl Address {
                 let mut all = endpoints(&url, &hosts, PORT)?;
                 let server = all.pop().filter(|_| all.is_empty());
                 let server = server.ok_or_else(|| {
-                    let several = ["sentinel", "cluster", "ring"].map(|kind| format!("'{scheme}+{kind}://'")).join(", ");
+                    let several =
+                        ["sentinel", "cluster", "ring"].map(|kind| format!("'{scheme}+{kind}://'")).join(", ");
                     format!("it names several hosts, which is for {several}")
                 })?;
                 (Servers::One(server), Some(url.path().trim_start_matches('/').to_owned()))

@@ -129,7 +129,8 @@ impl<'a> Installer<'a> {
         if self.list.has(name) || error.trouble != Trouble::Unreachable {
             return error;
         }
-        let words = format!("{error}; keys may be held there: if it is gone for good, start an empty server in its place");
+        let words =
+            format!("{error}; keys may be held there: if it is gone for good, start an empty server in its place");
         StoreError { words, ..error }
     }
 
@@ -221,25 +222,12 @@ impl<'a> Installer<'a> {
     fn open_all(&self, after: Stamp) -> Result<(), StoreError> {
         let (ours, others): (Vec<_>, Vec<_>) = self.closed.keys().partition(|name| self.list.has(name));
         for name in others {
-            self.take(&*self.nodes[name], Step::Leave(&self.by))?;
+            take(&*self.nodes[name], Step::Leave(&self.by))?;
         }
         for name in ours {
-            self.take(&*self.nodes[name], Step::Open(&self.by, after))?;
+            take(&*self.nodes[name], Step::Open(&self.by, after))?;
         }
         Ok(())
-    }
-
-    /// Takes one of the last steps, when it is time to.
-    fn take(&self, node: &dyn Node, step: Step) -> Result<(), StoreError> {
-        let until = Moment::now().after(APART * 2);
-        loop {
-            match node.step(step)?.outcome {
-                Outcome::Done => return Ok(()),
-                Outcome::Early if !until.left().is_zero() => thread::sleep(Duration::from_millis(2)),
-                Outcome::Early => return Err(apart(&node.describe())),
-                Outcome::Busy | Outcome::Taken => return Err(busy(node)),
-            }
-        }
     }
 
     /// Makes nodes what they were before they were closed. What is not to be had of one that does not answer somebody
@@ -249,6 +237,19 @@ impl<'a> Installer<'a> {
             if let Some(Err(error)) = self.nodes.get(name).map(|node| node.step(Step::Undo(&self.by))) {
                 log::warn!("{error}; it stays closed until 'dlock setup' is run again");
             }
+        }
+    }
+}
+
+/// Takes one of the last steps, when it is time to.
+fn take(node: &dyn Node, step: Step) -> Result<(), StoreError> {
+    let until = Moment::now().after(APART * 2);
+    loop {
+        match node.step(step)?.outcome {
+            Outcome::Done => return Ok(()),
+            Outcome::Early if !until.left().is_zero() => thread::sleep(Duration::from_millis(2)),
+            Outcome::Early => return Err(apart(&node.describe())),
+            Outcome::Busy | Outcome::Taken => return Err(busy(node)),
         }
     }
 }

@@ -25,9 +25,7 @@ use super::{
     Capabilities, Examination, Inspected, Listing, Observer, Scope, SetUp, Store, StoreError, Trouble, Watch, nodes,
 };
 use crate::clock::Moment;
-use crate::model::{
-    Answer, Ask, Ending, Info, Key, LeaseId, LevelId, Record, Released, Renewed, Stamp, Unlocked,
-};
+use crate::model::{Answer, Ask, Ending, Info, Key, LeaseId, LevelId, Record, Released, Renewed, Stamp, Unlocked};
 
 /// Makes a node of its name, which need not be in the list, and of how long what has no limit of its own may take. It has
 /// whatever is there, by any list.

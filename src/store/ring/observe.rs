@@ -59,7 +59,10 @@ impl Observer for Chorus {
                 Ok(other) => return other,
                 Err(RecvTimeoutError::Timeout) => return Ok(Changed::Keys(keys)),
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(StoreError::new(Trouble::Unreachable, "nobody listens to the nodes of the ring any more"));
+                    return Err(StoreError::new(
+                        Trouble::Unreachable,
+                        "nobody listens to the nodes of the ring any more",
+                    ));
                 }
             }
         }

@@ -10,43 +10,45 @@ use std::sync::OnceLock;
 
 use md5::{Digest, Md5};
 
-/// Digests for each node, with four points each.
-const DIGESTS: u32 = 256;
+/// How many points each node has.
+const POINTS: usize = 1024;
 
 /// Where the nodes of a ring stand on the circle.
 #[derive(Debug)]
 pub(super) struct Points {
+    /// In their own order: of two nodes at the same point the first one has the key.
     names: Vec<String>,
-    /// Each point and the place of its node in the order of names. To work these out takes longer than to look for a key
-    /// among all of them, and to sort them would take longer yet.
-    points: OnceLock<Vec<(u32, usize)>>,
-    /// The place of a node among the names that were given.
+    /// The place of each of them among the names that were given.
     given: Vec<usize>,
+    /// All points of the first node, and then those of the next ones. To work these out takes longer than to look at all of
+    /// them for a key, and to sort them would take longer yet.
+    all: OnceLock<Vec<u32>>,
 }
 
 impl Points {
     pub(super) fn new(names: &[String]) -> Self {
         let mut given: Vec<usize> = (0..names.len()).collect();
         given.sort_by_key(|at| &names[*at]);
-        Self { names: given.iter().map(|at| names[*at].clone()).collect(), points: OnceLock::new(), given }
+        Self { names: given.iter().map(|at| names[*at].clone()).collect(), given, all: OnceLock::new() }
     }
 
     /// The place of the node that has a key, among the names that were given.
     pub(super) fn node_of(&self, key: &str) -> usize {
-        let at = numbers(key)[0];
-        // Of two nodes at the same point the name that comes first has it.
-        let nearest = self.points().iter().min_by_key(|(point, node)| (point.wrapping_sub(at), *node));
-        nearest.map_or(0, |(_, node)| self.given[*node])
+        let key = numbers(key)[0];
+        let (mut nearest, mut shortest) = (0, u32::MAX);
+        for (at, point) in self.all().iter().enumerate() {
+            let distance = point.wrapping_sub(key);
+            if distance < shortest {
+                (nearest, shortest) = (at, distance);
+            }
+        }
+        self.given[nearest / POINTS]
     }
 
-    fn points(&self) -> &[(u32, usize)] {
-        self.points.get_or_init(|| {
-            let of_node = |(node, name): (usize, &String)| {
-                let name = name.clone();
-                let digests = (0..DIGESTS).map(move |number| numbers(&format!("{name}-{number}")));
-                digests.flatten().map(move |point| (point, node))
-            };
-            self.names.iter().enumerate().flat_map(of_node).collect()
+    fn all(&self) -> &[u32] {
+        self.all.get_or_init(|| {
+            let digests = |name| (0..POINTS / 4).flat_map(move |number| numbers(&format!("{name}-{number}")));
+            self.names.iter().flat_map(digests).collect()
         })
     }
 }
@@ -67,29 +69,6 @@ mod tests {
         let names: Vec<String> = (1..=count).map(|number| format!("10.0.0.{number}:6379")).collect();
         let points = Points::new(&names);
         (0..10_000).map(|number| points.node_of(&format!("deploy/{number}"))).collect()
-    }
-
-    fn sizes(owners: &[usize], count: usize) -> Vec<usize> {
-        (0..count).map(|node| owners.iter().filter(|owner| **owner == node).count()).collect()
-    }
-
-    #[test]
-    fn keys_are_spread_evenly() {
-        for count in [3, 5, 8] {
-            let largest = sizes(&spread(count), count).into_iter().max().expect("there are nodes");
-            assert!(largest * count * 100 <= 115 * 10_000, "{count}: {largest}");
-        }
-    }
-
-    #[test]
-    fn a_new_node_takes_its_share_from_all_others_and_nothing_else_moves() {
-        for count in [3, 5, 8] {
-            let (before, after) = (spread(count), spread(count + 1));
-            let moved: Vec<usize> = (0..10_000).filter(|at| before[*at] != after[*at]).collect();
-            assert!(moved.iter().all(|at| after[*at] == count), "{count}");
-            let share = 10_000 / (count + 1);
-            assert!((share * 85..=share * 115).contains(&(moved.len() * 100)), "{count}: {} of {share}", moved.len());
-        }
     }
 
     /// What a ring was once it must be for ever: these are by another implementation, in Python, that sorts the points and
@@ -113,9 +92,23 @@ mod tests {
         for (key, node) in owners {
             assert_eq!(points.node_of(key), node, "{key}");
         }
-        assert_eq!(sizes(&spread(3), 3), [3430, 3218, 3352]);
-        assert_eq!(sizes(&spread(5), 5), [2134, 1913, 1895, 2057, 2001]);
-        assert_eq!(sizes(&spread(8), 8), [1331, 1185, 1150, 1355, 1229, 1186, 1248, 1316]);
+    }
+
+    #[test]
+    fn keys_are_spread_evenly_and_a_new_node_takes_its_share_from_all_others() {
+        // As the other implementation has it: of 10,000 keys no node has more than 1.09 times its share.
+        let known: [&[usize]; 3] =
+            [&[3430, 3218, 3352], &[2134, 1913, 1895, 2057, 2001], &[1331, 1185, 1150, 1355, 1229, 1186, 1248, 1316]];
+        for sizes in known {
+            let count = sizes.len();
+            let (before, after) = (spread(count), spread(count + 1));
+            let of = |node: usize| before.iter().filter(|owner| **owner == node).count();
+            assert_eq!((0..count).map(of).collect::<Vec<_>>(), sizes);
+            let moved: Vec<usize> = (0..10_000).filter(|at| before[*at] != after[*at]).collect();
+            assert!(moved.iter().all(|at| after[*at] == count), "keys move between nodes that were there before");
+            let share = 10_000 / (count + 1);
+            assert!((share * 85..=share * 115).contains(&(moved.len() * 100)), "{count}: {} of {share}", moved.len());
+        }
     }
 
     #[test]

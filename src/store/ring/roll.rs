@@ -176,7 +176,11 @@ impl Roll {
             );
         }
         let why = "it gives out no key to those who have this list";
-        Finding::warning(format!("{name}: {words}"), why, "the same list of nodes wherever dlock is used, and 'dlock setup'")
+        Finding::warning(
+            format!("{name}: {words}"),
+            why,
+            "the same list of nodes wherever dlock is used, and 'dlock setup'",
+        )
     }
 
     /// The same, of this node.
@@ -195,12 +199,15 @@ impl Roll {
         }
         match self.list() {
             None => (Trouble::Unprepared, "it is not set up for the ring; run 'dlock setup'".into()),
-            Some(_) if self.is_closed() => {
-                (Trouble::Unreachable, "it is being set up; if no 'dlock setup' is at it any more, run that again".into())
-            }
+            Some(_) if self.is_closed() => (
+                Trouble::Unreachable,
+                "it is being set up; if no 'dlock setup' is at it any more, run that again".into(),
+            ),
             Some(list) => (
                 Trouble::Unfit,
-                format!("its ring has other nodes, '{list}'; name these, or run 'dlock setup' to install those of the URL"),
+                format!(
+                    "its ring has other nodes, '{list}'; name these, or run 'dlock setup' to install those of the URL"
+                ),
             ),
         }
     }

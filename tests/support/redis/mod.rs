@@ -2,6 +2,7 @@
 
 mod cluster;
 mod group;
+mod nodes;
 mod sentinel;
 mod shared;
 pub(crate) mod tls;
@@ -23,8 +24,9 @@ use tempfile::TempDir;
 
 pub(crate) use self::cluster::Cluster;
 pub(crate) use self::group::Setup;
+pub(crate) use self::nodes::Nodes;
 pub(crate) use self::sentinel::Sentinels;
-pub(crate) use self::shared::{shared_cluster, shared_sentinels};
+pub(crate) use self::shared::{shared_cluster, shared_nodes, shared_sentinels};
 use super::activity::open_files;
 use super::{Running, Store, command, has, state, wait_for};
 
@@ -60,6 +62,8 @@ pub(crate) enum Servers {
     Sentinels(&'static Sentinels),
     /// Those of a cluster that all tests share.
     Cluster(&'static Cluster),
+    /// Some that know nothing of each other, and that all tests share.
+    Nodes(&'static Nodes),
 }
 
 /// The user as which a test speaks with the servers of a group, whatever they want of others. Any password is good.
@@ -298,6 +302,12 @@ impl Store {
         Self { url: with_prefix(&group.url()), servers: Some(Servers::Cluster(group)), ..Self::new() }
     }
 
+    /// A store on a ring of the servers that all tests share.
+    pub(crate) fn on_ring() -> Self {
+        let nodes = shared_nodes();
+        Self { url: with_prefix(&nodes.url_of_all("ring")), servers: Some(Servers::Nodes(nodes)), ..Self::new() }
+    }
+
     /// Its server, which must be its own: what a test does to it is done to all that is on it.
     #[track_caller]
     pub(crate) fn server(&self) -> &Server {
@@ -322,6 +332,7 @@ impl Store {
             Servers::Own(server) => vec![server],
             Servers::Sentinels(group) => vec![group.master()],
             Servers::Cluster(group) => group.masters(),
+            Servers::Nodes(nodes) => nodes.0.iter().collect(),
         })
     }
 
@@ -347,12 +358,15 @@ impl Store {
     /// What deletes the record of a key in a server, for a shell.
     pub(crate) fn loss(&self, key: &str) -> String {
         let name = format!("{}:{{{key}}}:record", self.prefix());
-        let server = match &self.servers {
-            Some(Servers::Sentinels(group)) => group.master(),
-            Some(Servers::Cluster(group)) => &group.nodes[group.master_of(&name)],
-            _ => self.server(),
+        let servers = match &self.servers {
+            Some(Servers::Sentinels(group)) => vec![group.master()],
+            Some(Servers::Cluster(group)) => vec![&group.nodes[group.master_of(&name)]],
+            // One of them has it.
+            Some(Servers::Nodes(nodes)) => nodes.0.iter().collect(),
+            _ => vec![self.server()],
         };
-        format!("redis-cli -h {} -p {PORT} DEL '{name}' >/dev/null", server.host)
+        let loss = |server: &Server| format!("redis-cli -h {} -p {PORT} DEL '{name}' >/dev/null", server.host);
+        servers.into_iter().map(loss).collect::<Vec<_>>().join("; ")
     }
 
     /// What its keys in a server begin with.

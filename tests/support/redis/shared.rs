@@ -7,7 +7,7 @@ use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use super::{Cluster, REDIS, Sentinels, Server, Setup};
+use super::{Cluster, Nodes, REDIS, Sentinels, Server, Setup};
 
 /// A machine may be busy for some time, and nobody is to be dead for that.
 const DOWN_AFTER: Duration = Duration::from_secs(60);
@@ -36,6 +36,18 @@ pub(crate) fn shared_cluster() -> &'static Cluster {
             }
             remove_at_the_end(&group.nodes);
             group
+        })
+    })
+}
+
+/// Three servers that know nothing of each other.
+pub(crate) fn shared_nodes() -> &'static Nodes {
+    static GROUP: OnceLock<Nodes> = OnceLock::new();
+    GROUP.get_or_init(|| {
+        for_all(|| {
+            let nodes = Nodes::start(REDIS, 3, &[]);
+            remove_at_the_end(&nodes.0);
+            nodes
         })
     })
 }
