@@ -13,6 +13,7 @@ mod network;
 mod oracle;
 mod refusals;
 mod restart;
+mod ring_lists;
 mod sentinel;
 
 use std::time::SystemTime;
