@@ -6,6 +6,7 @@ mod cluster;
 mod cost;
 mod doctor;
 mod doctor_of_groups;
+mod doctor_of_ring;
 mod failover;
 mod freeze;
 mod groups;
@@ -13,6 +14,7 @@ mod network;
 mod oracle;
 mod refusals;
 mod restart;
+mod ring;
 mod ring_lists;
 mod sentinel;
 

@@ -216,7 +216,8 @@ fn pump((mut from, mut to): (TcpStream, TcpStream), judge: impl Fn(&[u8], &[Stri
 fn operation(words: &[String]) -> String {
     let keys = words.get(2).and_then(|count| count.parse::<usize>().ok());
     let of_law = keys.filter(|_| words[0].starts_with("EVAL")).and_then(|keys| words.get(3 + keys));
-    of_law.unwrap_or(&words[0]).to_lowercase()
+    // In a ring it is followed by the stamp of the list.
+    of_law.unwrap_or(&words[0]).split(' ').next().unwrap_or_default().to_lowercase()
 }
 
 /// The length of the first value of RESP2 in `bytes`, or of an empty line, and the texts in it; nothing unless it

@@ -40,15 +40,14 @@ if not now then
   now = time[1] * 1000000 + time[2]
 end
 
--- A node of a ring gives out keys by the list for which it is open. Whoever has one that may be that of leases here
--- looks at them and takes them away, and those who have a lease or wait keep and leave that. A node that knows
--- nothing has nothing.
+-- A node of a ring gives out keys by the list for which it is open. Whoever has another one may do what he likes with a
+-- lease that is here, be it his own or not; but what is not here is elsewhere. A node that knows no list has no lease.
 local elsewhere
 if ring then
   local open, old, known = unpack(call('HMGET', ring, 'open', 'old:' .. stamp, 'layout'))
   if open ~= stamp then
-    elsewhere = known and not old
-    if op == 'acquire' or elsewhere and (op == 'look' or op == 'unlock') then return {'ring', call('HGETALL', ring)} end
+    if op == 'acquire' or op == 'look' and not known or known and not old then elsewhere = {'ring', call('HGETALL', ring)} end
+    if op == 'acquire' then return elsewhere end
   end
 end
 
@@ -77,10 +76,10 @@ local fence = tonumber(fields.fence or 0)
 local last_ticket = tonumber(fields.last_ticket or queue and call('ZRANGE', queue, -1, -1, 'WITHSCORES')[2] or 0)
 
 if op == 'look' then
-  if #raw == 0 then return {'none'} end
+  if #raw == 0 then return elsewhere or {'none'} end
   if not queue then return {'record', int(now), raw, {}, {}, {}, {}} end
   return {'record', int(now), raw, call('ZRANGE', queue, 0, -1, 'WITHSCORES'), call('HGETALL', waiters),
-    call('ZRANGE', life, 0, -1, 'WITHSCORES'), call('LRANGE', events, 0, -1)}
+    call('ZRANGE', life, 0, -1, 'WITHSCORES'), call('LRANGE', events, 0, -1), elsewhere and elsewhere[2]}
 end
 
 local holds = {}
@@ -495,7 +494,9 @@ if #noted > 0 then
   call('EXPIRE', events, KEPT)
 end
 write_changes()
-if elsewhere and answer[1] == 'not yours' then return {'ring', call('HGETALL', ring)} end
+if elsewhere and (answer[1] == 'not yours' or answer[1] == 'unlocked' and answer[2] + answer[3] == 0) then
+  return elsewhere
+end
 -- For those who only look. Whoever may not tell them holds the key all the same.
 redis.pcall('PUBLISH', wake:sub(1, -#'wake:' - 1) .. 'changes', key)
 return answer

@@ -138,6 +138,15 @@ impl Reply {
         if self.word()? == "none" {
             return Ok(None);
         }
+        let (record, now) = self.kept(key)?;
+        // In a ring with another list than ours, it is what was left here, unless somebody holds the key.
+        if self.0.len() > 7 && record.clone().seen(&now).holders.is_empty() {
+            return Err(Failure::Elsewhere(Roll(self.fields(7)?)));
+        }
+        Ok(Some((record, now)))
+    }
+
+    fn kept(&self, key: &Key) -> Result<(Record, Stamp), Failure> {
         let now = Stamp::from_micros(self.number(1)?);
         let mut fields: HashMap<&str, &str> = self.pairs(2)?.into_iter().collect();
         let tickets = self.pairs(3)?;
@@ -183,7 +192,7 @@ impl Reply {
                 "grants": count("grants")?, "expiries": count("expiries")?, "evictions": count("evictions")?,
             },
         });
-        serde_json::from_value(record).map(|record| Some((record, now))).map_err(|_| odd())
+        serde_json::from_value(record).map(|record| (record, now)).map_err(|_| odd())
     }
 
     fn count(&self, at: usize) -> Result<usize, Failure> {

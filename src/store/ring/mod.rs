@@ -85,6 +85,20 @@ impl Ring {
         at_once(&self.nodes, |node| ask(&**node)).map_err(|error| os("cannot start a thread", &error))
     }
 
+    /// What a node answered, or, if it has never belonged to a list, `nothing`; unless others belong to another list
+    /// than ours.
+    fn unless_blank<T>(&self, answer: Result<T, StoreError>, nothing: impl FnOnce() -> T) -> Result<T, StoreError> {
+        match answer {
+            Err(error) if error.trouble == Trouble::Unprepared => {
+                for looked in self.each(|node| self.may_look(node))? {
+                    looked.or_else(|error| if error.trouble == Trouble::Unreachable { Ok(()) } else { Err(error) })?;
+                }
+                Ok(nothing())
+            }
+            answer => answer,
+        }
+    }
+
     /// Whether a node may be asked what keys it has: it belongs to our list, or did so a moment ago, or has nothing.
     fn may_look(&self, node: &dyn Node) -> Result<(), StoreError> {
         let roll = node.step(Step::Look)?.roll;
@@ -147,7 +161,7 @@ impl Store for Ring {
     }
 
     fn inspect(&self, key: &Key) -> Result<Option<Record>, StoreError> {
-        self.node_of(key).inspect(key)
+        self.unless_blank(self.node_of(key).inspect(key), || None)
     }
 
     fn now(&self) -> Stamp {
@@ -164,6 +178,7 @@ impl Store for Ring {
         let look = |(node, places): &(usize, Vec<usize>)| {
             let keys: Vec<Key> = places.iter().map(|at| keys[*at].clone()).collect();
             let inspected = self.nodes[*node].inspect_all(&keys);
+            let inspected = self.unless_blank(inspected, || keys.iter().map(|_| Ok(None)).collect());
             inspected.unwrap_or_else(|error| keys.iter().map(|_| Err(error.clone())).collect())
         };
         let looked = at_once(&of_each, look).map_err(|error| os("cannot start a thread", &error))?;

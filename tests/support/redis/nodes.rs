@@ -28,9 +28,4 @@ impl Nodes {
         let names: Vec<String> = numbers.iter().map(|number| self.name(*number)).collect();
         format!("redis+{kind}://{}/0", names.join(","))
     }
-
-    /// The same of all.
-    pub(crate) fn url_of_all(&self, kind: &str) -> String {
-        self.url(kind, &(0..self.0.len()).collect::<Vec<_>>())
-    }
 }

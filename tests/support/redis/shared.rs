@@ -40,12 +40,12 @@ pub(crate) fn shared_cluster() -> &'static Cluster {
     })
 }
 
-/// Three servers that know nothing of each other.
+/// Five servers that know nothing of each other.
 pub(crate) fn shared_nodes() -> &'static Nodes {
     static GROUP: OnceLock<Nodes> = OnceLock::new();
     GROUP.get_or_init(|| {
         for_all(|| {
-            let nodes = Nodes::start(REDIS, 3, &[]);
+            let nodes = Nodes::start(REDIS, 5, &[]);
             remove_at_the_end(&nodes.0);
             nodes
         })
