@@ -7,9 +7,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::schema::assert_schema;
-use crate::support::{DLOCK, Store, on_every_store, wait_for};
+use crate::support::{DLOCK, Store, on_whole_stores, wait_for};
 
-on_every_store![
+on_whole_stores![
     each_hold_is_a_row_with_how_it_ended_oldest_first,
     one_who_was_unlocked_is_shown_with_who_did_it,
     one_who_died_has_expired,

@@ -6,9 +6,9 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 
 use crate::support::terminal::Terminal;
-use crate::support::{DLOCK, Running, Store, command, on_every_store};
+use crate::support::{DLOCK, Running, Store, command, on_whole_stores};
 
-on_every_store![
+on_whole_stores![
     who_waits_sees_who_holds_the_key_and_how_many_are_ahead,
     the_live_line_fits_a_narrow_terminal_and_one_that_is_made_narrow,
     the_live_line_is_gone_when_the_wait_is_over,
@@ -200,7 +200,8 @@ mod watched_by_programs {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use serde_json::Value;
 
-    use super::{Duration, Running, Signal, Stdio, Store, kill, on_every_store};
+    use super::{Duration, Running, Signal, Stdio, Store, kill};
+    use crate::support::on_every_store;
 
     on_every_store![
         each_change_is_an_object_of_a_line,

@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use crate::support::schema::assert_schema;
 use crate::support::terminal::Terminal;
-use crate::support::{DLOCK, Running, Store, command, finish, on_every_store};
+use crate::support::{DLOCK, Running, Store, command, finish, on_every_store, on_whole_stores};
 
-on_every_store![
+on_whole_stores![
     tables_of_keys,
     tables_on_terminals,
     keys_for_programs,
@@ -21,9 +21,10 @@ on_every_store![
     the_past_of_a_key,
     metrics_of_all_keys,
     reports_of_runs,
-    what_the_doctor_says,
     words_of_a_guard,
 ];
+
+on_every_store![what_the_doctor_says];
 
 const NOTE: &str = "build 41 \u{1b}[2Jof main";
 

@@ -77,8 +77,8 @@ fn servers_that_are_one_and_clocks_that_are_apart_are_found() {
         proxy.next("time", Fate::Replaced(fate));
         let report = read(&doctor(&url));
         let (early, late) = if has_finding(&report, "warning", "is 5s ahead of") { (2, 1) } else { (1, 2) };
-        let names = [nodes.name(0), at_proxy.clone()];
-        let named = |number: usize| format!("node {number} ({})", names[number - 1]);
+        let at = [nodes.name(0), at_proxy.clone()];
+        let named = |number: usize| format!("node {number} ({})", at[number - 1]);
         let words = ["5s", "1m"][late - 1];
         let words = format!("the clock of {} is {words} ahead of that of {}", named(early), named(late));
         assert!(has_finding(&report, "warning", &words), "{words}: {report:#}");

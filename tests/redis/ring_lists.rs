@@ -230,9 +230,7 @@ fn key(number: u64) -> Key {
 }
 
 fn ask(ttl: Duration) -> Ask {
-    let mut bytes = [0; 16];
-    bytes.iter_mut().for_each(|byte| *byte = u8::try_from(random(256)).expect("it is a byte"));
-    let lease = LeaseId::new(bytes);
+    let lease = LeaseId::new([0; 16].map(|_: u8| u8::try_from(random(256)).expect("it is a byte")));
     Ask {
         lease,
         level: lease,
@@ -301,7 +299,7 @@ fn whoever_dies_while_he_installs_a_list_leaves_none_open_beside_another_one() {
         is_over
     };
     for end in [End::Undone, End::Done] {
-        let steps = (0..).find(|steps| one(*steps, end)).expect("it comes to an end");
+        let steps = (0..100).find(|steps| one(*steps, end)).expect("it comes to an end");
         assert!(steps > 15, "so few steps: {steps}");
     }
 }
@@ -336,10 +334,10 @@ fn no_key_is_given_out_by_two_lists_however_many_install_theirs_at_once() {
                 }
             });
         }
-        for client in 0..LISTS.len() {
+        for letters in LISTS {
             let (over, held, fences, given, ground) = (&over, &held, &fences, &given, &ground);
             scope.spawn(move || {
-                let ring = ground.ring(LISTS[client], &Life::long());
+                let ring = ground.ring(letters, &Life::long());
                 while !over.load(Ordering::Relaxed) {
                     let number = random(KEYS);
                     let (key, number) = (key(number), usize::try_from(number).expect("it is small"));
@@ -352,7 +350,7 @@ fn no_key_is_given_out_by_two_lists_however_many_install_theirs_at_once() {
                     assert!(before < fence, "{key}: {before} came before {fence}");
                     // Some are held for longer than it takes to install a list.
                     thread::sleep(Duration::from_millis(if random(4) == 0 { random(100) } else { random(3) }));
-                    *given.lock().expect("nobody panics here").entry(LISTS[client]).or_default() += 1;
+                    *given.lock().expect("nobody panics here").entry(letters).or_default() += 1;
                     held[number].store(false, Ordering::SeqCst);
                     // It may be that one of those who install lists is at it, which keeps nobody from giving back.
                     assert_eq!(ring.release(&key, level, None, WITHIN).expect("it is there"), Released::Freed);

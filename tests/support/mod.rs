@@ -47,25 +47,7 @@ pub(crate) struct Store {
 macro_rules! on_every_store {
     ($($promise:ident),+ $(,)?) => {
         $(mod $promise {
-            $crate::support::on_file_and_redis!(@tests $promise);
-
-            #[cfg(feature = "redis")]
-            #[test]
-            fn valkey() {
-                $crate::support::redis::on_a_server($crate::support::redis::VALKEY, super::$promise);
-            }
-
-            #[cfg(feature = "redis")]
-            #[test]
-            fn sentinel() {
-                $crate::support::redis::on_a_share($crate::support::Store::on_sentinels, super::$promise);
-            }
-
-            #[cfg(feature = "redis")]
-            #[test]
-            fn cluster() {
-                $crate::support::redis::on_a_share($crate::support::Store::on_cluster, super::$promise);
-            }
+            $crate::support::on_whole_stores!(@tests $promise);
 
             #[cfg(feature = "redis")]
             #[test]
@@ -76,6 +58,38 @@ macro_rules! on_every_store {
     };
 }
 pub(crate) use on_every_store;
+
+/// The same without stores that are made of several, for what is shown and written down: where keys are says nothing
+/// new of that.
+macro_rules! on_whole_stores {
+    ($($promise:ident),+ $(,)?) => {
+        $(mod $promise {
+            $crate::support::on_whole_stores!(@tests $promise);
+        })+
+    };
+    (@tests $promise:ident) => {
+        $crate::support::on_file_and_redis!(@tests $promise);
+
+        #[cfg(feature = "redis")]
+        #[test]
+        fn valkey() {
+            $crate::support::redis::on_a_server($crate::support::redis::VALKEY, super::$promise);
+        }
+
+        #[cfg(feature = "redis")]
+        #[test]
+        fn sentinel() {
+            $crate::support::redis::on_a_share($crate::support::Store::on_sentinels, super::$promise);
+        }
+
+        #[cfg(feature = "redis")]
+        #[test]
+        fn cluster() {
+            $crate::support::redis::on_a_share($crate::support::Store::on_cluster, super::$promise);
+        }
+    };
+}
+pub(crate) use on_whole_stores;
 
 /// The same without Valkey, for a promise that takes long and of which Valkey says nothing new.
 macro_rules! on_file_and_redis {
