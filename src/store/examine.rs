@@ -98,24 +98,3 @@ impl From<&StoreError> for Finding {
         Self { severity: Severity::Error, ..Self::warning(&error.words, why, remedy) }
     }
 }
-
-/// What was found of several servers: what is so with all of them is said once, and else by whom it is.
-pub(super) fn each_once(found: Vec<(String, Vec<Finding>)>) -> Vec<Finding> {
-    let all = found.len();
-    let mut merged: Vec<(Finding, Vec<String>)> = Vec::new();
-    for (name, findings) in found {
-        for finding in findings {
-            match merged.iter_mut().find(|(known, _)| *known == finding) {
-                Some((_, names)) => names.push(name.clone()),
-                None => merged.push((finding, vec![name.clone()])),
-            }
-        }
-    }
-    let say = |(finding, names): (Finding, Vec<String>)| {
-        if names.len() == all {
-            return finding;
-        }
-        Finding { what: format!("{}: {}", names.join(", "), finding.what), ..finding }
-    };
-    merged.into_iter().map(say).collect()
-}

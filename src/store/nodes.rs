@@ -4,7 +4,6 @@
 use std::io;
 use std::time::Duration;
 
-use super::examine::each_once;
 use super::parallel::at_once;
 use super::{Examination, Finding, Store, StoreError, Trouble};
 use crate::clock::Moment;
@@ -110,6 +109,27 @@ fn are_one(seen: &[(String, Reading, Examination)]) -> Vec<Finding> {
         ))
     };
     (0..seen.len()).filter_map(same).collect()
+}
+
+/// What was found of several servers: what is so with all of them is said once, and else by whom it is.
+pub(super) fn each_once(found: Vec<(String, Vec<Finding>)>) -> Vec<Finding> {
+    let all = found.len();
+    let mut merged: Vec<(Finding, Vec<String>)> = Vec::new();
+    for (name, findings) in found {
+        for finding in findings {
+            match merged.iter_mut().find(|(known, _)| *known == finding) {
+                Some((_, names)) => names.push(name.clone()),
+                None => merged.push((finding, vec![name.clone()])),
+            }
+        }
+    }
+    let say = |(finding, names): (Finding, Vec<String>)| {
+        if names.len() == all {
+            return finding;
+        }
+        Finding { what: format!("{}: {}", names.join(", "), finding.what), ..finding }
+    };
+    merged.into_iter().map(say).collect()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::RedisStore;
 use super::address::Servers;
 use super::trouble::Failure;
-use crate::store::examine::each_once;
+use crate::store::nodes::each_once;
 use crate::store::{Examination, Finding};
 
 /// How long it takes at least to choose another master once the old one counts as dead, and to find it.
