@@ -29,7 +29,7 @@ pub use ledger::Ledger;
 pub use redis::{Address, Nodes, RedisStore};
 pub use registry::{BadUrl, Intent, Url, open, open_guards};
 #[cfg(feature = "redis")]
-pub use ring::{Connect, List, Node, Outcome, Ring, Roll, Step, Told};
+pub use ring::{Connect, List, Node, Outcome, Past, Ring, Roll, Step, Told};
 
 use crate::model::{
     Answer, Ask, Clock, Ending, Info, Key, LeaseId, LevelId, Mode, Record, Released, Renewed, Stamp, Unlocked,

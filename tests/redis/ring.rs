@@ -184,12 +184,21 @@ fn keys_that_are_held_and_would_move_are_named_and_others_are_held_on() {
     try_run(&new, "free").says(78, &["its ring has other nodes"]);
     // Those that move are those that the new node has in the end.
     let first = done.stderr.split('\'').nth(1).expect("a key").to_owned();
+    let mut fence = String::new();
     let installed = loop {
         let done = new.run(&["setup", "-w", "0"]);
         let Some(key) = done.stderr.split('\'').nth(1).map(str::to_owned) else { break done };
         old.run(&["release", &key, &leases[&key]]).is(0, "", "");
+        if key == first {
+            fence = old.run(&["fence", &first]).stdout;
+        }
     };
     installed.is(0, "", "");
+    // What was is known where it is now.
+    new.run(&["fence", &first]).is(0, &fence, "");
+    assert!(new.run(&["history", &first]).stdout.contains("released"));
+    new.run(&["run", "--if-fence", "0", &first, "--", "true"]).says(75, &["fence"]);
+    new.run(&["run", "--if-fence", fence.trim(), &first, "--", "echo", "in"]).is(0, "in\n", "");
     let moved = old.run(&["release", &first, &leases[&first]]);
     moved.says(78, &["its ring has other nodes"]);
     let held: BTreeSet<String> = {

@@ -1,7 +1,7 @@
 -- What a node of a ring knows of the list that it belongs to, and the steps by which it comes to belong to another
 -- one, each done at once. src/store/ring/install.rs says in which order, and why.
 --
--- KEYS   what it knows (a hash)
+-- KEYS   what it knows (a hash); and to take over the past of a key, that key's record and events, and the index
 -- ARGV   the step, who takes it, and what is handed to it
 --
 -- 'layout'        how the rest is kept
@@ -17,6 +17,7 @@ local node = KEYS[1]
 local step, me = ARGV[1], ARGV[2]
 
 local LAYOUT = 1
+local KEPT = 30 * 86400     -- seconds, as in the law
 
 -- Servers of different age wrap the words of a refused command differently, and none names the command.
 local function call(command, ...)
@@ -66,8 +67,6 @@ if known.by ~= me then return told('taken') end
 
 if step == 'open' then
   if known.open then return told('done') end
-  -- No key has a fence from here that is lower than one that it had where it comes from.
-  if now <= tonumber(ARGV[3]) then return told('early') end
   call('HSET', node, 'open', known['for'])
   keep_only('list', 'open')
   return told('done')
@@ -82,7 +81,19 @@ end
 
 if not known['for'] then return told('taken') end
 
-if step == 'keep' then
+if step == 'adopt' then
+  local record, events, index = KEYS[2], KEYS[3], KEYS[4]
+  local key, fence, last = ARGV[3], tonumber(ARGV[4]), 5 + tonumber(ARGV[5])
+  -- What is here may be what was left here long ago, or newer.
+  if tonumber(call('HGET', record, 'fence') or 0) < fence then
+    call('HSET', record, unpack(ARGV, 6, last))
+    call('DEL', events)
+    if #ARGV > last then call('RPUSH', events, unpack(ARGV, last + 1)) end
+    for _, part in ipairs({record, events}) do call('EXPIRE', part, KEPT) end
+    call('ZADD', index, int(now), key)
+    call('EXPIRE', index, KEPT)
+  end
+elseif step == 'keep' then
   call('HSET', node, 'since', int(now))
 elseif step == 'undo' then
   if known.was == 'closed' then

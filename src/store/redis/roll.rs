@@ -2,18 +2,21 @@
 
 use std::time::Duration;
 
-use redis::{Value, cmd};
+use redis::{Cmd, Value, cmd};
 
 use super::pool::Manner;
-use super::reply::Reply;
+use super::reply::{self, Reply};
 use super::trouble::Failure;
 use super::{Address, RedisStore};
 use crate::clock::Moment;
-use crate::model::Stamp;
-use crate::store::{List, Node, Outcome, Roll, Step, StoreError, Told};
+use crate::model::{Fence, Key, Stamp};
+use crate::store::{List, Node, Outcome, Past, Roll, Step, StoreError, Told};
 
 /// The steps of installing a list.
 const ROLL: &str = include_str!("roll.lua");
+
+/// What of a record is there while nobody holds the key; first the fence.
+const KEPT: [&str; 6] = ["fence", "layout", "last_ticket", "grants", "expiries", "evictions"];
 
 /// What a server is as a node of a ring.
 pub(super) struct Seat {
@@ -51,7 +54,52 @@ impl RedisStore {
         told(reply).map_err(|failure| failure.by(&server))
     }
 
-    fn command(&self, step: Step) -> redis::Cmd {
+    /// Has commands done that may be repeated, and none of them be refused.
+    fn ask_for_all(&self, commands: &[Cmd]) -> Result<Vec<Value>, Failure> {
+        let until = Moment::now().after(self.patience);
+        let server = self.router.server_of(0, until)?;
+        let (replies, _) = self.router.ask_many_at(&server, commands, Manner::until(until))?;
+        let refusal = replies.iter().find_map(|reply| match reply {
+            Value::ServerError(error) => Some(Failure::Server(error.clone()).by(&server)),
+            _ => None,
+        });
+        refusal.map_or(Ok(replies), Err)
+    }
+
+    fn read_past(&self, keys: &[Key]) -> Result<Vec<Past>, Failure> {
+        let ask = |key: &Key| {
+            let fields = cmd("HMGET").arg(self.name(key, "record")).arg(&KEPT[..]).take();
+            [fields, cmd("LRANGE").arg(self.name(key, "events")).arg(0).arg(-1).take()]
+        };
+        let commands: Vec<Cmd> = keys.iter().flat_map(ask).collect();
+        let replies = self.ask_for_all(&commands)?;
+        let past = |(key, replies): (&Key, &[Value])| {
+            let [Value::Array(values), Value::Array(events)] = replies else { return Some(Err(Failure::Garbage)) };
+            let fence = Fence(values.first().and_then(reply::number)?);
+            let fields = KEPT.iter().zip(values).filter_map(|(name, value)| Some([*name, reply::text(value)?]));
+            let fields = fields.flatten().map(str::to_owned).collect();
+            let events = events.iter().filter_map(reply::text).map(str::to_owned).collect();
+            Some(Ok(Past { key: key.clone(), fence, fields, events }))
+        };
+        keys.iter().zip(replies.chunks(2)).filter_map(past).collect()
+    }
+
+    fn write_past(&self, by: &str, past: &[Past]) -> Result<Outcome, Failure> {
+        let adopt = |past: &Past| {
+            let Past { key, fence, fields, events } = past;
+            let names = [self.ring(), self.name(key, "record"), self.name(key, "events"), self.index(0)];
+            let mut command = cmd("EVAL");
+            command.arg(ROLL).arg(names.len()).arg(&names[..]).arg("adopt").arg(by);
+            command.arg(key.as_str()).arg(fence.0).arg(fields.len()).arg(fields).arg(events);
+            command
+        };
+        let replies = self.ask_for_all(&past.iter().map(adopt).collect::<Vec<_>>())?;
+        let outcomes = replies.into_iter().map(|reply| told(reply).map(|told| told.outcome));
+        let outcomes: Vec<Outcome> = outcomes.collect::<Result<_, _>>()?;
+        Ok(outcomes.into_iter().find(|outcome| *outcome != Outcome::Done).unwrap_or(Outcome::Done))
+    }
+
+    fn command(&self, step: Step) -> Cmd {
         let mut command = cmd("EVAL");
         command.arg(ROLL).arg(1).arg(self.ring());
         match step {
@@ -61,7 +109,7 @@ impl RedisStore {
                 command.arg("close").arg(by).arg(&args[..])
             }
             Step::Keep(by) => command.arg("keep").arg(by),
-            Step::Open(by, after) => command.arg("open").arg(by).arg(after.micros()),
+            Step::Open(by) => command.arg("open").arg(by),
             Step::Leave(by) => command.arg("leave").arg(by),
             Step::Undo(by) => command.arg("undo").arg(by),
         };
@@ -76,7 +124,6 @@ fn told(reply: Value) -> Result<Told, Failure> {
         "done" => Outcome::Done,
         "busy" => Outcome::Busy,
         "taken" => Outcome::Taken,
-        "early" => Outcome::Early,
         _ => return Err(odd()),
     };
     Ok(Told { outcome, now: Stamp::from_micros(reply.number(1)?), roll: Roll(reply.fields(2)?) })
@@ -89,5 +136,13 @@ impl Node for RedisStore {
 
     fn step(&self, step: Step) -> Result<Told, StoreError> {
         self.take_step(step).map_err(|failure| self.error(failure))
+    }
+
+    fn past(&self, keys: &[Key]) -> Result<Vec<Past>, StoreError> {
+        self.read_past(keys).map_err(|failure| self.error(failure))
+    }
+
+    fn adopt(&self, by: &str, past: &[Past]) -> Result<Outcome, StoreError> {
+        self.write_past(by, past).map_err(|failure| self.error(failure))
     }
 }

@@ -6,12 +6,12 @@
 //! 1. All its nodes are closed, and all nodes of all lists that any of these knows of: what it was open for, what it was
 //!    to be opened for by somebody who did not come to an end, and what it has heard of such lists. A node that is closed
 //!    keeps all of that.
-//! 2. Nobody who holds a key stands where the new list has it not. Nobody gets one meanwhile, so that stays so.
+//! 2. Nobody who holds a key stands where the new list has it not. Nobody gets one meanwhile, so that stays so. What is
+//!    known of such keys is taken to where they will be.
 //! 3. Nodes that are not in the new list forget all lists. The others are opened for it, and do the same.
 //!
 //! Each step at a node is taken only while the node is closed by whoever takes it. So when somebody opens a list, all nodes
-//! of all lists that overlap with it, directly or by way of others, have been closed by him, and were not opened since
-//! by anybody but himself: whoever wants to do that has to close these first, learns of his list from any of them, and
+//! of all lists that have one in common with it have been closed by him, and were not opened since by anybody but himself: whoever wants to do that has to close these first, learns of his list from any of them, and
 //! closes all of its nodes. Dying, being frozen for any time, and requests that arrive late change nothing in that.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::points::Points;
-use super::roll::{List, Node, Outcome, Roll, Step};
+use super::roll::{List, Node, Outcome, Past, Roll, Step};
 use crate::clock::Moment;
 use crate::model::{Key, Stamp};
 use crate::store::{Scope, StoreError, Trouble};
@@ -28,8 +28,8 @@ use crate::store::{Scope, StoreError, Trouble};
 /// Whoever installs a list says so often that he is still at it, and is dead if he was not heard of for so long.
 const KEEP: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
 
-/// How far the clocks of nodes that had keys may be apart: so long all are closed.
-const APART: Duration = Duration::from_secs(1);
+/// Of how many keys the past is taken elsewhere at once.
+const AT_ONCE: usize = 100;
 
 /// Makes a node of its name, one that has whatever is there.
 pub(super) type Connect<'a> = dyn Fn(&str) -> Result<Arc<dyn Node>, StoreError> + 'a;
@@ -79,11 +79,11 @@ impl<'a> Installer<'a> {
             return Ok(Installed::Done);
         }
         let drained = self.close_all().and_then(|()| self.drain(wait));
-        let after = drained.and_then(|held| if held.is_empty() { self.lowest().map(Ok) } else { Ok(Err(held)) });
-        match after {
+        let carried = drained.and_then(|held| if held.is_empty() { self.carry().map(|()| held) } else { Ok(held) });
+        match carried {
             // From here on there is no way back.
-            Ok(Ok(after)) => self.open_all(after).map(|()| Installed::Done),
-            Ok(Err(held)) => {
+            Ok(held) if held.is_empty() => self.open_all().map(|()| Installed::Done),
+            Ok(held) => {
                 self.undo();
                 Ok(Installed::Held(held))
             }
@@ -106,21 +106,14 @@ impl<'a> Installer<'a> {
     /// Looks whether there is nothing to do, and before anything is closed, whether all nodes that must be closed answer.
     fn is_installed(&mut self) -> Result<bool, StoreError> {
         let stamp = self.list.stamp();
-        let mut clocks: Vec<(Stamp, Moment, String)> = Vec::new();
-        let mut others = false;
         let mut open = true;
         self.with_each(|this, name| {
             let node = this.node(name)?;
             let told = node.step(Step::Look).map_err(|error| this.hint(error, name))?;
             this.may_close(&*node, &told.roll, told.now)?;
             open &= told.roll.open() == Some(&stamp);
-            others |= told.roll.lists().iter().any(|list| list != this.list);
-            clocks.push((told.now, Moment::now(), node.describe()));
             Ok(told.roll)
         })?;
-        if others {
-            are_together(&clocks)?;
-        }
         Ok(open)
     }
 
@@ -182,15 +175,13 @@ impl<'a> Installer<'a> {
     /// Waits until nobody holds a key at a node where the new list has it not; those that are held if that takes too long.
     fn drain(&self, wait: Duration) -> Result<Vec<Key>, StoreError> {
         let until = Moment::now().after(wait);
-        let names: Vec<String> = self.list.names().map(str::to_owned).collect();
-        let points = Points::new(&names);
+        let places = Places::of(self.list);
         loop {
             let mut held = BTreeSet::new();
             for name in self.closed.keys() {
                 let node = &self.nodes[name];
-                self.keep(&**node)?;
-                let mut keys = node.list(Scope::Live)?.keys;
-                keys.retain(|key| names[points.node_of(key.as_str())] != *name);
+                keep(&**node, &self.by)?;
+                let keys = places.others(node.list(Scope::Live)?.keys, name);
                 for record in node.inspect_all(&keys)? {
                     held.extend(record?.filter(|record| !record.holders.is_empty()).map(|record| record.key));
                 }
@@ -202,30 +193,42 @@ impl<'a> Installer<'a> {
         }
     }
 
-    fn keep(&self, node: &dyn Node) -> Result<Stamp, StoreError> {
-        let told = node.step(Step::Keep(&self.by))?;
-        if told.outcome == Outcome::Done { Ok(told.now) } else { Err(busy(node)) }
-    }
-
-    /// What the clocks of all nodes must be past: those at which keys may come from elsewhere.
-    fn lowest(&self) -> Result<Stamp, StoreError> {
-        let mut after = Stamp::default();
+    /// Takes the past of keys to where the new list has them: without it, their fences would rise no more than the clocks
+    /// of two nodes agree, and a key that was held would be one that never was.
+    fn carry(&self) -> Result<(), StoreError> {
+        let places = Places::of(self.list);
         for (name, before) in &self.closed {
-            let now = self.keep(&*self.nodes[name])?;
-            if before.lists().iter().any(|list| list != self.list) {
-                after = after.max(now);
+            if before.lists().iter().all(|list| list == self.list) {
+                continue;
+            }
+            let node = &self.nodes[name];
+            for some in places.others(node.list(Scope::All)?.keys, name).chunks(AT_ONCE) {
+                for closed in self.closed.keys() {
+                    keep(&*self.nodes[closed], &self.by)?;
+                }
+                let mut of_each: BTreeMap<&str, Vec<Past>> = BTreeMap::new();
+                for past in node.past(some)? {
+                    of_each.entry(places.of_key(&past.key)).or_default().push(past);
+                }
+                for (name, past) in of_each {
+                    let node = &self.nodes[name];
+                    if node.adopt(&self.by, &past)? != Outcome::Done {
+                        return Err(busy(&**node));
+                    }
+                }
             }
         }
-        Ok(after)
+        Ok(())
     }
 
-    fn open_all(&self, after: Stamp) -> Result<(), StoreError> {
-        let (ours, others): (Vec<_>, Vec<_>) = self.closed.keys().partition(|name| self.list.has(name));
-        for name in others {
-            take(&*self.nodes[name], Step::Leave(&self.by))?;
+    fn open_all(&self) -> Result<(), StoreError> {
+        for name in self.closed.keys() {
+            keep(&*self.nodes[name], &self.by)?;
         }
-        for name in ours {
-            take(&*self.nodes[name], Step::Open(&self.by, after))?;
+        let (ours, others): (Vec<_>, Vec<_>) = self.closed.keys().partition(|name| self.list.has(name));
+        let leave = others.into_iter().map(|name| (name, Step::Leave(&self.by)));
+        for (name, step) in leave.chain(ours.into_iter().map(|name| (name, Step::Open(&self.by)))) {
+            take(&*self.nodes[name], step)?;
         }
         Ok(())
     }
@@ -241,32 +244,36 @@ impl<'a> Installer<'a> {
     }
 }
 
-/// Takes one of the last steps, when it is time to.
-fn take(node: &dyn Node, step: Step) -> Result<(), StoreError> {
-    let until = Moment::now().after(APART * 2);
-    loop {
-        match node.step(step)?.outcome {
-            Outcome::Done => return Ok(()),
-            Outcome::Early if !until.left().is_zero() => thread::sleep(Duration::from_millis(2)),
-            Outcome::Early => return Err(apart(&node.describe())),
-            Outcome::Busy | Outcome::Taken => return Err(busy(node)),
-        }
+/// Where a list has its keys.
+struct Places {
+    names: Vec<String>,
+    points: Points,
+}
+
+impl Places {
+    fn of(list: &List) -> Self {
+        let names: Vec<String> = list.names().map(str::to_owned).collect();
+        Self { points: Points::new(&names), names }
+    }
+
+    fn of_key(&self, key: &Key) -> &str {
+        &self.names[self.points.node_of(key.as_str())]
+    }
+
+    /// Those of these keys that are not at the node with this name.
+    fn others(&self, mut keys: Vec<Key>, name: &str) -> Vec<Key> {
+        keys.retain(|key| self.of_key(key) != name);
+        keys
     }
 }
 
-/// Whether the clocks of nodes, each of which was heard at a moment of ours, are not too far from each other.
-fn are_together(clocks: &[(Stamp, Moment, String)]) -> Result<(), StoreError> {
-    let now = Moment::now();
-    let ahead = |(stamp, heard, _): &&(Stamp, Moment, String)| stamp.after(now.since(*heard));
-    let (Some(first), Some(last)) = (clocks.iter().min_by_key(ahead), clocks.iter().max_by_key(ahead)) else {
-        return Ok(());
-    };
-    if ahead(&last).since(ahead(&first)) < APART { Ok(()) } else { Err(apart(&first.2)) }
+fn keep(node: &dyn Node, by: &str) -> Result<(), StoreError> {
+    take(node, Step::Keep(by))
 }
 
-fn apart(name: &str) -> StoreError {
-    let words = "its clock is behind those of other nodes, so it might give out lower fences; set all of them by NTP";
-    StoreError::new(Trouble::Unfit, format_args!("{name}: {words}"))
+/// Takes a step that only whoever closed the node can take.
+fn take(node: &dyn Node, step: Step) -> Result<(), StoreError> {
+    if node.step(step)?.outcome == Outcome::Done { Ok(()) } else { Err(busy(node)) }
 }
 
 fn busy(node: &dyn Node) -> StoreError {

@@ -19,7 +19,7 @@ use std::time::Duration;
 use self::install::{Installed, Installer, Right};
 use self::observe::Chorus;
 use self::points::Points;
-pub use self::roll::{List, Node, Outcome, Roll, Step, Told};
+pub use self::roll::{List, Node, Outcome, Past, Roll, Step, Told};
 use super::parallel::at_once;
 use super::{
     Capabilities, Examination, Inspected, Listing, Observer, Scope, SetUp, Store, StoreError, Trouble, Watch, nodes,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use md5::{Digest, Md5};
 
-use crate::model::Stamp;
+use crate::model::{Fence, Key, Stamp};
 use crate::store::{Finding, Store, StoreError, Trouble};
 
 /// The names of the nodes of a ring, in their own order.
@@ -27,8 +27,8 @@ pub enum Step<'a> {
     Close(&'a str, &'a List, Duration),
     /// Whoever closed it is still at it.
     Keep(&'a str),
-    /// Keys are given out by the list that it was closed for, once its clock shows a later time than this.
-    Open(&'a str, Stamp),
+    /// Keys are given out by the list that it was closed for.
+    Open(&'a str),
     /// It belongs to no list any more.
     Leave(&'a str),
     /// It is what it was before it was closed.
@@ -44,8 +44,6 @@ pub enum Outcome {
     Busy,
     /// Another one has taken it over since.
     Taken,
-    /// It is too early.
-    Early,
 }
 
 /// What a node told.
@@ -59,6 +57,20 @@ pub struct Told {
     pub roll: Roll,
 }
 
+/// What is known of a key that nobody holds: its fence, its counters, its events, as those keep them who hand them on
+/// to each other.
+#[derive(Clone, Debug)]
+pub struct Past {
+    /// The key.
+    pub key: Key,
+    /// Its fence.
+    pub fence: Fence,
+    /// Names and values, one after the other.
+    pub fields: Vec<String>,
+    /// The newest one first.
+    pub events: Vec<String>,
+}
+
 /// A store that can be a node of a ring. It gives out keys only while it is open for the list that it was made for.
 pub trait Node: Store {
     /// What it is called in lists: `HOST:PORT`.
@@ -69,6 +81,18 @@ pub trait Node: Store {
     /// # Errors
     /// [`StoreError`]: it is not known whether it was taken.
     fn step(&self, step: Step) -> Result<Told, StoreError>;
+
+    /// The past of keys that nobody holds; of one that has none, nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn past(&self, keys: &[Key]) -> Result<Vec<Past>, StoreError>;
+
+    /// Takes over the past of keys, where it knows nothing newer. Whoever wants that must have closed it.
+    ///
+    /// # Errors
+    /// [`StoreError`]: it is not known of which keys.
+    fn adopt(&self, by: &str, past: &[Past]) -> Result<Outcome, StoreError>;
 }
 
 impl List {
