@@ -670,12 +670,20 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__setup)
-            opts="-S -q -v -h --print --store --store-file --config --store-timeout --quiet --verbose --log-format --help"
+            opts="-w -S -q -v -h --wait --print --store --store-file --config --store-timeout --quiet --verbose --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -w)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --store)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -195,6 +195,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand doctor" -l json -d 'As JSON,
 complete -c dlock -n "__fish_dlock_using_subcommand doctor" -s q -l quiet -d 'Say nothing but errors'
 complete -c dlock -n "__fish_dlock_using_subcommand doctor" -s v -l verbose -d 'Say what is going on'
 complete -c dlock -n "__fish_dlock_using_subcommand doctor" -s h -l help -d 'Print help'
+complete -c dlock -n "__fish_dlock_using_subcommand setup" -s w -l wait -d 'How long to wait for those who hold keys that would be elsewhere [default: half of --store-timeout]' -r
 complete -c dlock -n "__fish_dlock_using_subcommand setup" -s S -l store -d 'Where leases live, say redis://HOST, or the name of a store in the config file (or DLOCK_STORE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand setup" -l store-file -d 'Read that URL from FILE (or DLOCK_STORE_FILE)' -r
 complete -c dlock -n "__fish_dlock_using_subcommand setup" -l config -d 'The config file (or DLOCK_CONFIG)' -r

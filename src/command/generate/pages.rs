@@ -210,10 +210,19 @@ const DOCTOR: Page = Page {
 const SETUP: Page = Page {
     about: "Prepares a store for locks, where that takes more than the first of them does by itself, and is quiet about it. \
             To do it again changes nothing. A directory and a Redis or Valkey server, with sentinels or in a cluster, need \
-            no setup: that they can be used is all that it tells. With --print it changes nothing, and prints what an \
-            administrator would run in its place; or says that there is nothing to run.",
-    exit: &[("0", "the store is ready, or what is to be run was printed")],
-    examples: &[("Before a store is used for the first time", "dlock setup -S redis://redis.example")],
+            no setup: that they can be used is all that it tells. Of a ring it makes the nodes of the URL those of the ring: \
+            it closes all nodes, old and new, waits for those who hold a key that moves to another node, and opens the new \
+            list; those who have the old URL are refused from then on. If such a key is held for longer than --wait, all is \
+            as it was. A setup that was killed is taken up by the next one. With --print it changes nothing, and prints what \
+            an administrator would run in its place; or says that there is nothing to run.",
+    exit: &[
+        ("0", "the store is ready, or what is to be run was printed"),
+        ("75", "keys are held that keep it from that, and nothing was changed"),
+    ],
+    examples: &[
+        ("Before a store is used for the first time", "dlock setup -S redis://redis.example"),
+        ("A ring gets a fourth node", "dlock setup -S redis+ring://h1,h2,h3,h4 -w 1m"),
+    ],
 };
 
 /// The page of each verb, in the order of the help.
