@@ -87,7 +87,7 @@ impl<R: Register> Store for Ledger<R> {
         self.0.examine(silence)
     }
 
-    fn set_up(&self, _: Duration) -> Result<SetUp, StoreError> {
+    fn set_up(&self, _: &dyn Fn() -> bool) -> Result<SetUp, StoreError> {
         self.0.set_up()
     }
 

@@ -115,12 +115,12 @@ pub trait Store: Send + Sync {
     fn examine(&self, silence: Duration) -> Result<Examination, StoreError>;
 
     /// Makes the store ready for locks, where that takes more than the first of them does by itself. To do it again
-    /// changes nothing. Where it has to wait for those who hold keys, it waits so long.
+    /// changes nothing. Where it has to wait for those who hold keys, it does so as long as somebody wants it to.
     ///
     /// # Errors
     /// [`StoreError`]: it may not be ready.
     #[expect(unused_variables, reason = "where there is nothing to make, nobody is waited for")]
-    fn set_up(&self, wait: Duration) -> Result<SetUp, StoreError> {
+    fn set_up(&self, goes_on: &dyn Fn() -> bool) -> Result<SetUp, StoreError> {
         self.ask_clock().map(|_| SetUp::NotNeeded)
     }
 

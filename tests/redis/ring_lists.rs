@@ -300,10 +300,10 @@ fn whoever_dies_while_he_installs_a_list_leaves_none_open_beside_another_one() {
     let one = |steps: i64, end: End| {
         let ground = Ground::new(&server);
         let (old, new) = (ground.ring("abc", &Life::long()), ground.ring("ad", &Life::long()));
-        assert_eq!(old.set_up(WITHIN).expect("all answer"), SetUp::Ready);
+        assert_eq!(old.set_up(&|| true).expect("all answer"), SetUp::Ready);
         gives_all(&old);
         let when = format!("dead after {steps} steps, the last one {end:?}");
-        let is_over = ground.ring("ad", &Life::of(steps, end)).set_up(WITHIN).is_ok();
+        let is_over = ground.ring("ad", &Life::of(steps, end)).set_up(&|| true).is_ok();
         ground.is_sound(&when);
         for number in 0..KEYS {
             let key = key(number);
@@ -316,7 +316,7 @@ fn whoever_dies_while_he_installs_a_list_leaves_none_open_beside_another_one() {
         // Somebody else comes to an end, with that list, or with the one before, or with one that has little of either.
         let letters = ["ad", "abc", "ae"][usize::try_from(steps % 3).expect("it is small")];
         let last = ground.ring(letters, &Life::long());
-        assert_eq!(last.set_up(WITHIN).expect(&when), SetUp::Ready, "{when}");
+        assert_eq!(last.set_up(&|| true).expect(&when), SetUp::Ready, "{when}");
         ground.is_sound(&when);
         gives_all(&last);
         for other in [&old, &new].into_iter().filter(|other| other.identity() != letters) {
@@ -355,7 +355,8 @@ fn no_key_is_given_out_by_two_lists_however_many_install_theirs_at_once() {
                     let steps = if random(3) == 0 { i64::try_from(random(40)).expect("it is small") } else { i64::MAX };
                     let life =
                         Life { rests: random(2) == 0, ..Arc::into_inner(Life::of(steps, end)).expect("it is ours") };
-                    let done = ground.ring(letters, &Arc::new(life)).set_up(Duration::from_millis(random(50)));
+                    let until = Instant::now() + Duration::from_millis(random(50));
+                    let done = ground.ring(letters, &Arc::new(life)).set_up(&|| Instant::now() < until);
                     installed.fetch_add(usize::from(matches!(done, Ok(SetUp::Ready))), Ordering::Relaxed);
                     thread::sleep(Duration::from_millis(random(60)));
                 }

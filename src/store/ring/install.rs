@@ -21,12 +21,11 @@ use std::time::Duration;
 
 use super::points::Points;
 use super::roll::{List, Node, Outcome, Past, Roll, Step};
-use crate::clock::Moment;
 use crate::model::{Key, Stamp};
 use crate::store::{Scope, StoreError, Trouble};
 
 /// Whoever installs a list says so often that he is still at it, and is dead if he was not heard of for so long.
-const KEEP: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
+const KEEP: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 
 /// Of how many keys the past is taken elsewhere at once.
 const AT_ONCE: usize = 100;
@@ -70,15 +69,15 @@ impl<'a> Installer<'a> {
         Self { list, right, connect, by, nodes: BTreeMap::new(), closed: BTreeMap::new() }
     }
 
-    /// Installs the list. Waits so long for those who hold keys that would be elsewhere.
+    /// Installs the list. Waits for those who hold keys that would be elsewhere, as long as somebody wants it to.
     ///
     /// # Errors
     /// [`StoreError`]: all is as it was, as far as nodes could be told.
-    pub(super) fn install(mut self, wait: Duration) -> Result<Installed, StoreError> {
+    pub(super) fn install(mut self, goes_on: &dyn Fn() -> bool) -> Result<Installed, StoreError> {
         if self.is_installed()? {
             return Ok(Installed::Done);
         }
-        let drained = self.close_all().and_then(|()| self.drain(wait));
+        let drained = self.close_all().and_then(|()| self.drain(goes_on));
         let carried = drained.and_then(|held| if held.is_empty() { self.carry().map(|()| held) } else { Ok(held) });
         match carried {
             // From here on there is no way back.
@@ -172,9 +171,8 @@ impl<'a> Installer<'a> {
         if self.right == Right::Replace || ours { Ok(()) } else { Err(roll.error(node)) }
     }
 
-    /// Waits until nobody holds a key at a node where the new list has it not; those that are held if that takes too long.
-    fn drain(&self, wait: Duration) -> Result<Vec<Key>, StoreError> {
-        let until = Moment::now().after(wait);
+    /// Waits until nobody holds a key at a node where the new list has it not; those that are held if nobody wants to wait for it.
+    fn drain(&self, goes_on: &dyn Fn() -> bool) -> Result<Vec<Key>, StoreError> {
         let places = Places::of(self.list);
         loop {
             let mut held = BTreeSet::new();
@@ -186,10 +184,10 @@ impl<'a> Installer<'a> {
                     held.extend(record?.filter(|record| !record.holders.is_empty()).map(|record| record.key));
                 }
             }
-            if held.is_empty() || until.left().is_zero() {
+            if held.is_empty() || !goes_on() {
                 return Ok(held.into_iter().collect());
             }
-            thread::sleep(KEEP.0.min(until.left()));
+            thread::sleep(KEEP.0);
         }
     }
 

@@ -77,7 +77,7 @@ impl Ring {
     /// Installs the list if all nodes are new, or have forgotten all and belong to no other list.
     fn begin(&self, within: Duration) -> Result<(), StoreError> {
         let connect = |name: &str| (self.connect)(name, within);
-        self.installer(Right::First, &connect)?.install(Duration::ZERO).map(drop)
+        self.installer(Right::First, &connect)?.install(&|| false).map(drop)
     }
 
     /// What each node answers, in their order. One that is silent takes no time from the others.
@@ -215,9 +215,9 @@ impl Store for Ring {
         Ok(found)
     }
 
-    fn set_up(&self, wait: Duration) -> Result<SetUp, StoreError> {
+    fn set_up(&self, goes_on: &dyn Fn() -> bool) -> Result<SetUp, StoreError> {
         let connect = |name: &str| (self.connect)(name, self.patience);
-        Ok(match self.installer(Right::Replace, &connect)?.install(wait)? {
+        Ok(match self.installer(Right::Replace, &connect)?.install(goes_on)? {
             Installed::Done => SetUp::Ready,
             Installed::Held(keys) => SetUp::Held(keys),
         })
