@@ -80,7 +80,7 @@ fn bad_usage_is_one_line_that_names_what_is_wrong() {
     let cases: [(&[&str], &str); 20] = [
         (&[], "a verb is missing"),
         (&["walk"], "unrecognized verb 'walk'"),
-        (&["statsu"], "a similar verb exists: 'status'"),
+        (&["histroy"], "a similar verb exists: 'history'"),
         (&["fence"], "<KEY>"),
         (&["fence", "a", "b"], "'b'"),
         (&["run"], "<KEY>"),
