@@ -15,7 +15,7 @@ use crate::store::{Intent, SetUp};
 
 /// Prepares the store. Those who ask for keys meanwhile may find it closed, and try for the store's time limit: so unless
 /// somebody wants more, those who hold some are waited for no longer than half of that. A signal ends that, too, and
-/// nothing is left undone.
+/// leaves nothing closed.
 pub(super) fn setup(setup: &cli::Setup, settings: &Settings) -> Result<Ending, Failure> {
     if setup.print {
         return print(settings);

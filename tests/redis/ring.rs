@@ -302,6 +302,21 @@ fn waiting_setup(new: &Store, old: &Store) -> Running {
 }
 
 #[test]
+fn a_hold_that_ended_unseen_has_ended_where_the_key_is_then() {
+    if !has(REDIS) {
+        return;
+    }
+    let (old, new) = where_k_moves();
+    let lease = old.run(&["acquire", "k", "--ttl", "500ms", "--json"]).stdout;
+    let lease: serde_json::Value = serde_json::from_str(&lease).expect("it is JSON");
+    wait_for("the lease to end", || old.run(&["status", "k"]).status.code() == Some(1));
+    new.run(&["setup"]).is(0, "", "");
+    let fence = lease["fence"].as_u64().expect("a number");
+    new.run(&["fence", "k"]).is(0, &format!("{}\n", fence + 1), "");
+    assert!(new.run(&["history", "k"]).stdout.contains("expired"));
+}
+
+#[test]
 fn while_a_list_is_installed_holders_keep_their_keys_and_nobody_gets_one() {
     if !has(REDIS) {
         return;

@@ -9,13 +9,13 @@ use super::reply::{self, Reply};
 use super::trouble::Failure;
 use super::{Address, RedisStore};
 use crate::clock::Moment;
-use crate::model::{Fence, Key, Stamp};
+use crate::model::{Fence, Key, LAYOUT, LeaseId, Stamp};
 use crate::store::{List, Node, Outcome, Past, Roll, Step, StoreError, Told};
 
 /// The steps of installing a list.
 const ROLL: &str = include_str!("roll.lua");
 
-/// What of a record is there while nobody holds the key; first the fence.
+/// What of a record is there while nobody holds the key.
 const KEPT: [&str; 6] = ["fence", "layout", "last_ticket", "grants", "expiries", "evictions"];
 
 /// What a server is as a node of a ring.
@@ -67,21 +67,41 @@ impl RedisStore {
     }
 
     fn read_past(&self, keys: &[Key]) -> Result<Vec<Past>, Failure> {
+        let mut past = Vec::new();
+        for (key, [fields, events]) in keys.iter().zip(self.read_pasts(keys)?) {
+            let is_hold = |name: &String| name.starts_with("h:");
+            let [fields, events] = if fields.iter().step_by(2).any(is_hold) {
+                // Nobody has looked since its lease ended. Whoever asks for what he has not does no more than that.
+                self.law(key, "renew", &[&LeaseId::new([0; 16]).secret(), "0"], self.patience)?;
+                self.read_pasts(std::slice::from_ref(key))?.pop().ok_or(Failure::Garbage)?
+            } else {
+                [fields, events]
+            };
+            let kept = fields.chunks_exact(2).filter(|pair| KEPT.contains(&&*pair[0]));
+            let number = |name: &str| fields.chunks_exact(2).find(|pair| pair[0] == name)?[1].parse::<u64>().ok();
+            if let Some(layout) = number("layout").filter(|layout| *layout > LAYOUT.into()) {
+                let words = format!("a newer dlock wrote the record of '{key}' (layout {layout}); upgrade this one");
+                return Err(Failure::Odd(words));
+            }
+            let Some(fence) = number("fence").map(Fence) else { continue };
+            past.push(Past { key: key.clone(), fence, fields: kept.flatten().cloned().collect(), events });
+        }
+        Ok(past)
+    }
+
+    /// The records and the events of keys.
+    fn read_pasts(&self, keys: &[Key]) -> Result<Vec<[Vec<String>; 2]>, Failure> {
         let ask = |key: &Key| {
-            let fields = cmd("HMGET").arg(self.name(key, "record")).arg(&KEPT[..]).take();
-            [fields, cmd("LRANGE").arg(self.name(key, "events")).arg(0).arg(-1).take()]
+            let record = cmd("HGETALL").arg(self.name(key, "record")).take();
+            [record, cmd("LRANGE").arg(self.name(key, "events")).arg(0).arg(-1).take()]
         };
-        let commands: Vec<Cmd> = keys.iter().flat_map(ask).collect();
-        let replies = self.ask_for_all(&commands)?;
-        let past = |(key, replies): (&Key, &[Value])| {
-            let [Value::Array(values), Value::Array(events)] = replies else { return Some(Err(Failure::Garbage)) };
-            let fence = Fence(values.first().and_then(reply::number)?);
-            let fields = KEPT.iter().zip(values).filter_map(|(name, value)| Some([*name, reply::text(value)?]));
-            let fields = fields.flatten().map(str::to_owned).collect();
-            let events = events.iter().filter_map(reply::text).map(str::to_owned).collect();
-            Some(Ok(Past { key: key.clone(), fence, fields, events }))
+        let replies = self.ask_for_all(&keys.iter().flat_map(ask).collect::<Vec<_>>())?;
+        let texts = |reply: &Value| match reply {
+            Value::Array(values) => values.iter().map(|value| reply::text(value).map(str::to_owned)).collect(),
+            _ => None,
         };
-        keys.iter().zip(replies.chunks(2)).filter_map(past).collect()
+        let both = |replies: &[Value]| Some([texts(&replies[0])?, texts(&replies[1])?]);
+        replies.chunks_exact(2).map(|replies| both(replies).ok_or(Failure::Garbage)).collect()
     }
 
     fn write_past(&self, by: &str, past: &[Past]) -> Result<Outcome, Failure> {

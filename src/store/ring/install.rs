@@ -10,9 +10,10 @@
 //!    known of such keys is taken to where they will be.
 //! 3. Nodes that are not in the new list forget all lists. The others are opened for it, and do the same.
 //!
-//! Each step at a node is taken only while the node is closed by whoever takes it. So when somebody opens a list, all nodes
-//! of all lists that have one in common with it have been closed by him, and were not opened since by anybody but himself: whoever wants to do that has to close these first, learns of his list from any of them, and
-//! closes all of its nodes. Dying, being frozen for any time, and requests that arrive late change nothing in that.
+//! Each step at a node is taken only while the node is closed by whoever takes it. So when somebody opens a list, all
+//! nodes of all lists that have one in common with it have been closed by him, and were not opened since by anybody but
+//! himself: whoever wants to do that has to close these first, learns of his list from any of them, and closes all of its
+//! nodes. Dying, being frozen for any time, and requests that arrive late change nothing in that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -171,7 +172,8 @@ impl<'a> Installer<'a> {
         if self.right == Right::Replace || ours { Ok(()) } else { Err(roll.error(node)) }
     }
 
-    /// Waits until nobody holds a key at a node where the new list has it not; those that are held if nobody wants to wait for it.
+    /// Waits until nobody holds a key at a node where the new list has it not; those that are held if nobody wants to wait
+    /// for that.
     fn drain(&self, goes_on: &dyn Fn() -> bool) -> Result<Vec<Key>, StoreError> {
         let places = Places::of(self.list);
         loop {
@@ -236,7 +238,7 @@ impl<'a> Installer<'a> {
     fn undo(&self) {
         for name in self.closed.keys() {
             if let Some(Err(error)) = self.nodes.get(name).map(|node| node.step(Step::Undo(&self.by))) {
-                log::warn!("{error}; it stays closed until 'dlock setup' is run again");
+                log::warn!("{error}; it may stay closed until 'dlock setup' is run again");
             }
         }
     }
