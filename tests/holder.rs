@@ -144,6 +144,7 @@ impl Bench {
             ttl: Some(TTL),
             patience: Patience::SignOfLife(Duration::from_secs(15)),
             if_fence: None,
+            proposal: None,
             min_hold: Duration::ZERO,
             max_reentry: 0,
             attended: true,

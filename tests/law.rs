@@ -161,7 +161,8 @@ impl Play {
         });
         let &Wish { mode, ttl, patience, min_hold, max_reentry, attended, .. } = wish;
         let info = Info::default();
-        let ask = Ask { lease, level, mode, ttl, patience, if_fence, min_hold, max_reentry, attended, info };
+        let ask =
+            Ask { lease, level, mode, ttl, patience, if_fence, proposal: None, min_hold, max_reentry, attended, info };
         self.levels.push(level);
         self.asks[who].push(ask.clone());
         ask

@@ -154,14 +154,15 @@ fn the_config_file_can_be_read_and_its_names_mean_stores() {
 fn the_examples_for_redis_run_to_their_end() {
     use crate::support::redis::{REDIS, on_a_server};
     on_a_server(REDIS, |store| {
-        let sentinels = Store::on_sentinels();
+        let (sentinels, quorum) = (Store::on_sentinels(), Store::on_quorum());
         let blocks = blocks("bash");
-        assert_eq!(blocks.len(), 4);
+        assert_eq!(blocks.len(), 5);
         for block in blocks {
             let (servers, _) = sentinels.url().split_once('?').expect("it has a prefix");
             let script = block
                 .replace("redis://redis.example", store.url())
                 .replace("redis+sentinel://s1.example,s2.example,s3.example/locks", servers)
+                .replace("redis+quorum://r1.example,r2.example,r3.example", quorum.url())
                 .replace("./deploy", "true");
             assert_ne!(script, block, "it names the server");
             let done = run(store, &script);
@@ -178,8 +179,12 @@ fn the_examples_for_redis_run_to_their_end() {
 fn the_rule_for_a_redis_user_is_the_one_that_is_tested() {
     let blocks = blocks("acl");
     let expected = format!("ACL SETUSER dlock on >PASSWORD {}\n", crate::redis::access::RULE);
-    let more =
-        [crate::redis::closed::WITH_SENTINELS, crate::redis::closed::IN_A_CLUSTER, crate::redis::access::EXAMINE];
+    let more = [
+        crate::redis::closed::WITH_SENTINELS,
+        crate::redis::closed::IN_A_CLUSTER,
+        crate::redis::quorum::AS_A_VOTER,
+        crate::redis::access::EXAMINE,
+    ];
     let more = more.map(|rule| format!("ACL SETUSER dlock {rule}\n"));
     assert_eq!(blocks, [&[expected], &more[..]].concat());
 }

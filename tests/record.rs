@@ -38,6 +38,7 @@ fn ask(number: u8) -> Ask {
         ttl: Some(Duration::from_secs(30)),
         patience: Patience::SignOfLife(Duration::from_secs(15)),
         if_fence: None,
+        proposal: None,
         min_hold: Duration::from_secs(60),
         max_reentry: 16,
         attended: true,

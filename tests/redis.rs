@@ -12,6 +12,7 @@ mod freeze;
 mod groups;
 mod network;
 mod oracle;
+pub(crate) mod quorum;
 mod refusals;
 mod restart;
 mod ring;

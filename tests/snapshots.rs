@@ -351,7 +351,7 @@ fn what_the_doctor_says(store: &Store) {
     let kind = match store.url().split_once("://") {
         Some(("redis+sentinel", _)) => "sentinel",
         Some(("redis+cluster", _)) => "cluster",
-        Some(("redis+ring", _)) => "ring",
+        Some(("redis+ring" | "redis+quorum", _)) => "nodes",
         Some(_) => "timed",
         None => "file",
     };

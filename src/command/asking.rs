@@ -33,6 +33,7 @@ pub(super) fn ask(terms: &Terms) -> Result<Ask, Failure> {
         ttl: Some(terms.ttl),
         patience,
         if_fence: terms.if_fence,
+        proposal: None,
         min_hold: terms.min_hold,
         max_reentry: 0,
         attended: false,
@@ -68,6 +69,12 @@ pub(super) fn refused(terms: &Terms, refusal: Refusal) -> (Ending, String) {
         Refusal::Fence(fence) => {
             let expected = terms.if_fence.unwrap_or_default();
             format!("'{key}' has fence {fence} and not {expected}: somebody has held it since")
+        }
+        Refusal::Ahead(ahead) => {
+            let ahead = words::span(Duration::from_secs(ahead.as_secs()));
+            format!(
+                "'{key}' cannot have the fence that the clock of this host gives: it is {ahead} ahead of the store's"
+            )
         }
         Refusal::TooDeep(0) => format!("'{key}' is held by this very job, and may not be entered again"),
         Refusal::TooDeep(limit) => format!("'{key}' may be entered again at most {limit} deep"),

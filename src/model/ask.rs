@@ -51,6 +51,8 @@ pub struct Ask {
     pub patience: Patience,
     /// Take it only if the fence is still this one and nobody holds the key; never wait for that.
     pub if_fence: Option<Fence>,
+    /// What one of several nodes is to agree to; without it the record decides alone.
+    pub proposal: Option<Proposal>,
     /// How long the key stays taken at least.
     pub min_hold: Duration,
     /// How many levels may be open beside the first one.
@@ -59,6 +61,19 @@ pub struct Ask {
     pub attended: bool,
     /// Who asks.
     pub info: Info,
+}
+
+/// The fence of a lease that holds if most of several nodes, each with a record of its own, agree to the same one.
+///
+/// Two majorities have a node in common, and that one agrees to rising fences only. With a proposal [`Ask::if_fence`]
+/// is the highest fence that a node may have seen, and those who wait are only registered: whoever of them asks
+/// first gets the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proposal {
+    /// The fence, higher than any that a node has seen unless it is asked `again`.
+    pub fence: Fence,
+    /// The lease is held by most nodes already, and this one has lost it or was never asked.
+    pub again: bool,
 }
 
 /// Whether one who cannot have the key at once waits in line.
@@ -99,8 +114,10 @@ pub struct Grant {
 /// Why waiting would not help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The fence is not the expected one, but this.
+    /// The fence is not the expected one, or as high as the one proposed: this.
     Fence(Fence),
+    /// The proposed fence is so far ahead of the record's clock that it would be a burden to all that follow.
+    Ahead(Duration),
     /// The lease may not be entered more often than this.
     TooDeep(u32),
     /// The lease is held in this mode, which does not contain the one asked for.

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use super::ask::{Answer, Ask, Clock, Grant, Passage, Patience, Refusal, Released, Renewed, Role, Standing, Unlocked};
+use super::ask::{
+    Answer, Ask, Clock, Grant, Passage, Patience, Proposal, Refusal, Released, Renewed, Role, Standing, Unlocked,
+};
 use super::record::{Ending, EventKind, Hold, Info, Level, Record, Ticket, Waiter};
 use super::{Fence, LeaseId, LevelId, Mode, Stamp};
 
@@ -18,6 +20,10 @@ pub const OFFERS: usize = 16;
 /// How long a sign of life of one who waits is good, where it goes by time. Half as long again as it takes
 /// to the next one, and long enough that all of them together do not disturb a server.
 pub const SIGN_OF_LIFE: Duration = Duration::from_secs(24);
+
+/// How far ahead of a record's clock a proposed fence may be: clocks that are further apart are wrong, and a fence
+/// that is years ahead would stay so.
+pub const AHEAD: Duration = Duration::from_secs(10);
 
 impl Record {
     /// Asks for the key, or asks again.
@@ -39,15 +45,20 @@ impl Record {
             // Its first level has ended and other levels or the cooling go on: a late echo of its request.
             return Answer::Refused(Refusal::Lost);
         }
-        if let Some(expected) = ask.if_fence
-            && expected != self.fence
-        {
+        if self.contradicts(ask) {
             return Answer::Refused(Refusal::Fence(self.fence));
         }
         let place = self.queue.iter().position(|waiter| waiter.lease == ask.lease);
-        let ahead = place.unwrap_or(self.queue.len());
+        let ahead = match (ask.proposal, place) {
+            // Nodes differ in who came first, and none must wait for another one.
+            (Some(proposal), place) if proposal.again || place.is_some() => 0,
+            (_, place) => place.unwrap_or(self.queue.len()),
+        };
         let admitted = (ask.if_fence.is_none() || self.holders.is_empty()) && self.admits(ask.mode, ahead);
         if admitted {
+            if let Some(refusal) = ask.proposal.and_then(|proposal| self.objection(now, proposal)) {
+                return Answer::Refused(refusal);
+            }
             let waiter = place.map(|place| self.queue.remove(place));
             return Answer::Granted(self.grant(now, ask, waiter.as_ref()));
         }
@@ -61,6 +72,24 @@ impl Record {
             Patience::Attended => self.enqueue(now, ask, place, None),
             Patience::SignOfLife(good_for) => self.enqueue(now, ask, place, Some(now.after(good_for))),
         }
+    }
+
+    /// Whether the fence is not the expected one.
+    fn contradicts(&self, ask: &Ask) -> bool {
+        ask.if_fence.is_some_and(
+            |expected| {
+                if ask.proposal.is_some() { expected < self.fence } else { expected != self.fence }
+            },
+        )
+    }
+
+    /// Why the record cannot have this fence.
+    fn objection(&self, now: Stamp, proposal: Proposal) -> Option<Refusal> {
+        let at = Stamp::from_micros(proposal.fence.0);
+        if now.after(AHEAD) <= at {
+            return Some(Refusal::Ahead(at.since(now)));
+        }
+        (!proposal.again && proposal.fence <= self.fence).then_some(Refusal::Fence(self.fence))
     }
 
     fn enqueue(&mut self, now: Stamp, ask: &Ask, place: Option<usize>, until: Option<Stamp>) -> Answer {
@@ -92,12 +121,13 @@ impl Record {
     fn grant(&mut self, now: Stamp, ask: &Ask, waiter: Option<&Waiter>) -> Grant {
         let ticket = waiter.map_or_else(|| self.next_ticket(), |waiter| waiter.ticket);
         // A counter alone repeats itself after a failover or a restored snapshot; the clock does not.
-        self.fence = Fence((self.fence.0 + 1).max(now.micros()));
+        let fence = ask.proposal.map_or_else(|| Fence((self.fence.0 + 1).max(now.micros())), |proposal| proposal.fence);
+        self.fence = self.fence.max(fence);
         let hold = Hold {
             lease: ask.lease,
             mode: ask.mode,
             levels: vec![Level::new(ask.level, ticket, ask.ttl.map(|ttl| now.after(ttl)))],
-            fence: self.fence,
+            fence,
             granted_at: now,
             asked_at: waiter.map_or(now, |waiter| waiter.asked_at),
             hold_until: (!ask.min_hold.is_zero()).then(|| now.after(ask.min_hold)),
@@ -168,12 +198,12 @@ impl Record {
     /// command, and so nothing to keep others out for.
     pub fn release(&mut self, clock: &dyn Clock, level: LevelId, ending: Option<Ending>) -> Released {
         self.prune(clock, None);
-        let answer = self.leave(clock.now(), level, ending);
+        let answer = self.leave(clock.now(), level, ending, true);
         self.offer(clock.now());
         answer
     }
 
-    fn leave(&mut self, now: Stamp, id: LevelId, ending: Option<Ending>) -> Released {
+    fn leave(&mut self, now: Stamp, id: LevelId, ending: Option<Ending>, noted: bool) -> Released {
         if let Some(place) = self.queue.iter().position(|waiter| waiter.lease == id) {
             self.queue.remove(place);
             return Released::Unqueued;
@@ -188,12 +218,29 @@ impl Record {
         }
         let cooling = ending.is_some() && hold.hold_until.is_some_and(|until| now < until) && !hold.revoked;
         let event = hold.event(EventKind::Released, now, now.since(hold.granted_at), ending);
-        self.note(event);
+        if noted {
+            self.note(event);
+        }
         if cooling {
             return Released::Cooling;
         }
         self.end(at);
         Released::Freed
+    }
+
+    /// Takes back what was asked for with a proposal that most nodes did not agree to: the key was not held.
+    pub fn withdraw(&mut self, clock: &dyn Clock, lease: LeaseId) -> Released {
+        self.prune(clock, None);
+        let hold = self.hold(lease).filter(|hold| hold.levels.len() == 1);
+        let fence = hold.map(|hold| hold.fence);
+        let answer = self.leave(clock.now(), lease, None, false);
+        if let (Some(fence), Released::Freed) = (fence, answer) {
+            let short = lease.short();
+            self.events.retain(|event| (&event.lease, event.fence) != (&short, fence));
+            self.counters.grants -= 1;
+        }
+        self.offer(clock.now());
+        answer
     }
 
     /// Forced unlock of `leases`: tells attended holders to give the key back, or with `force` takes it

@@ -11,10 +11,12 @@ mod mode;
 mod record;
 mod stamp;
 
-pub use ask::{Answer, Ask, Clock, Grant, Passage, Patience, Refusal, Released, Renewed, Role, Standing, Unlocked};
+pub use ask::{
+    Answer, Ask, Clock, Grant, Passage, Patience, Proposal, Refusal, Released, Renewed, Role, Standing, Unlocked,
+};
 pub use id::{Fence, LeaseId, LevelId, NotALease};
 pub use key::{Key, KeyError};
-pub use law::{OFFER, OFFERS, SIGN_OF_LIFE};
+pub use law::{AHEAD, OFFER, OFFERS, SIGN_OF_LIFE};
 pub use mode::Mode;
 pub use record::{
     Counters, Ending, Event, EventKind, Hold, Info, LAYOUT, Level, MAX_EVENTS, Record, RecordError, Ticket, Waiter,

@@ -195,7 +195,8 @@ pub struct Event {
 
 impl Event {
     /// Whether it is the same thing that happened, if it was noticed at another time.
-    fn tells_the_same_as(&self, other: &Self) -> bool {
+    #[must_use]
+    pub fn tells_the_same_as(&self, other: &Self) -> bool {
         (&self.kind, &self.lease, self.fence) == (&other.kind, &other.lease, other.fence)
     }
 }

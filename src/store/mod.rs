@@ -12,6 +12,8 @@ mod nodes;
 #[cfg(feature = "redis")]
 mod parallel;
 #[cfg(feature = "redis")]
+mod quorum;
+#[cfg(feature = "redis")]
 mod redis;
 mod registry;
 #[cfg(feature = "redis")]
@@ -25,6 +27,8 @@ use std::time::Duration;
 pub use examine::{Examination, Finding, Severity};
 pub use file::FileRegister;
 pub use ledger::Ledger;
+#[cfg(feature = "redis")]
+pub use quorum::{Origin, Quorum, Tenure, Vote, Voter};
 #[cfg(feature = "redis")]
 pub use redis::{Address, Nodes, RedisStore};
 pub use registry::{BadUrl, Intent, Url, open, open_guards};

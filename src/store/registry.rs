@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(feature = "redis")]
-use super::{Address, Node, Nodes, RedisStore, Ring};
+use super::{Address, Node, Nodes, Quorum, RedisStore, Ring, Voter};
 use super::{FileRegister, Ledger, Store, StoreError};
 #[cfg(feature = "redis")]
 use super::{List, Trouble};
@@ -23,6 +23,9 @@ pub enum Url {
     /// `redis+ring://…`: keys spread over servers that know nothing of each other.
     #[cfg(feature = "redis")]
     Ring(Box<Nodes>),
+    /// `redis+quorum://…`: most of several servers.
+    #[cfg(feature = "redis")]
+    Quorum(Box<Nodes>),
 }
 
 /// What this dlock was built with.
@@ -40,6 +43,8 @@ const KNOWN: &[&str] = &[
     "'redis+cluster://HOST,HOST'",
     #[cfg(feature = "redis")]
     "'redis+ring://HOST,HOST'",
+    #[cfg(feature = "redis")]
+    "'redis+quorum://HOST,HOST,HOST'",
 ];
 
 /// A text that names no store.
@@ -88,6 +93,11 @@ impl Url {
                 Ok(nodes) => Ok(Self::Ring(Box::new(nodes))),
                 Err(words) => Err(BadUrl(format!("this '{scheme}:' URL is not good: {words}"))),
             },
+            #[cfg(feature = "redis")]
+            "redis+quorum" | "rediss+quorum" => match Nodes::parse(text, here).and_then(quorum_of) {
+                Ok(nodes) => Ok(Self::Quorum(Box::new(nodes))),
+                Err(words) => Err(BadUrl(format!("this '{scheme}:' URL is not good: {words}"))),
+            },
             // What stands before a ':' alone may be a password.
             _ if !rest.starts_with("//") => {
                 Err(BadUrl(format!("it is no store URL; this dlock knows {}", KNOWN.join(", "))))
@@ -102,7 +112,7 @@ impl Url {
         match self {
             Self::File(path) => Some(path),
             #[cfg(feature = "redis")]
-            Self::Redis(_) | Self::Ring(_) => None,
+            Self::Redis(_) | Self::Ring(_) | Self::Quorum(_) => None,
         }
     }
 
@@ -113,7 +123,8 @@ impl Url {
         let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
         let authority = address.split('/').next().unwrap_or_default();
         // Where each host may have a login of its own, a ',' of a password is written %2C.
-        let hosts: Vec<&str> = if scheme.ends_with("+ring") { authority.split(',').collect() } else { vec![authority] };
+        let own = ["+ring", "+quorum"].iter().any(|kind| scheme.ends_with(kind));
+        let hosts: Vec<&str> = if own { authority.split(',').collect() } else { vec![authority] };
         let logins = hosts.iter().filter_map(|host| host.rsplit_once('@'));
         let behind_user =
             logins.filter_map(|(login, _)| login.split_once(':')).any(|(_, password)| !password.is_empty());
@@ -133,6 +144,8 @@ impl Url {
             Self::Redis(address) => address.identity(),
             #[cfg(feature = "redis")]
             Self::Ring(nodes) => nodes.identity(),
+            #[cfg(feature = "redis")]
+            Self::Quorum(nodes) => nodes.identity(),
         }
     }
 
@@ -149,6 +162,8 @@ impl Url {
             Self::Redis(address) => address.text().into(),
             #[cfg(feature = "redis")]
             Self::Ring(nodes) => nodes.text().into(),
+            #[cfg(feature = "redis")]
+            Self::Quorum(nodes) => nodes.text().into(),
         }
     }
 }
@@ -174,6 +189,27 @@ pub fn open(url: &Url, intent: Intent, patience: Duration) -> Result<Arc<dyn Sto
         Url::Redis(address) => Ok(Arc::new(RedisStore::new(address, patience))),
         #[cfg(feature = "redis")]
         Url::Ring(nodes) => Ok(Arc::new(ring(nodes, patience))),
+        #[cfg(feature = "redis")]
+        Url::Quorum(nodes) => {
+            let voter = |address: &Address| Arc::new(RedisStore::voter(address, patience)) as Arc<dyn Voter>;
+            let voters = nodes.addresses().iter().map(|address| (address.to_string(), voter(address)));
+            Ok(Arc::new(Quorum::new(voters, nodes.identity(), nodes.to_string(), patience)))
+        }
+    }
+}
+
+/// Of how many nodes there can be a quorum.
+#[cfg(feature = "redis")]
+fn quorum_of(nodes: Nodes) -> Result<Nodes, String> {
+    match nodes.addresses().len() {
+        0..3 => Err("a quorum has at least three nodes: of two none may fail".into()),
+        even if even % 2 == 0 => {
+            Err(format!("a quorum has an odd number of nodes: {even} of them can lose no more than {} can", even - 1))
+        }
+        _ if nodes.waits_for_replicas() => {
+            Err("'wait_replicas' is not for a quorum, whose nodes are each other's replicas".into())
+        }
+        _ => Ok(nodes),
     }
 }
 
@@ -211,6 +247,8 @@ impl fmt::Display for Url {
             Self::Redis(address) => write!(f, "{address}"),
             #[cfg(feature = "redis")]
             Self::Ring(nodes) => write!(f, "{nodes}"),
+            #[cfg(feature = "redis")]
+            Self::Quorum(nodes) => write!(f, "{nodes}"),
         }
     }
 }
@@ -236,6 +274,7 @@ mod tests {
             "redis+unix:///s?db=1&password=x",
             "redis+sentinel://h1,h2/m?sentinel_password=x",
             "redis+ring://h1,u:x@h2",
+            "redis+quorum://h1:1,u:x@h2:2,h3",
         ] {
             assert!(Url::holds_password(text), "{text}");
         }
@@ -246,6 +285,7 @@ mod tests {
             "redis://h:1/0",
             "redis://u@h:1",
             "redis://:@h",
+            "redis+quorum://h1:1,u@h2:2,h3",
             "redis+unix:///s?password=",
             "redis+ring://h1:7000,u@h2",
         ] {

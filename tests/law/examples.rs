@@ -34,6 +34,7 @@ fn ask(number: u16) -> Ask {
         ttl: Some(TTL),
         patience: Patience::SignOfLife(Duration::from_secs(15)),
         if_fence: None,
+        proposal: None,
         min_hold: Duration::ZERO,
         max_reentry: 16,
         attended: true,

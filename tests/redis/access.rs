@@ -99,6 +99,7 @@ fn live(store: &RedisStore, key: &Key) -> Result<(), StoreError> {
         ttl: Some(WITHIN),
         patience,
         if_fence: None,
+        proposal: None,
         min_hold: Duration::ZERO,
         max_reentry: 0,
         attended: true,

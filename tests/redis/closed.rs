@@ -21,7 +21,7 @@ fn closed(rule: &str) -> Vec<String> {
 }
 
 /// All verbs, and some who contend.
-fn is_of_use(store: &Store) {
+pub(super) fn is_of_use(store: &Store) {
     works(store);
     let id = store.run(&["acquire", "lease", "--ttl", "1m"]).stdout;
     let id = id.trim();

@@ -11,7 +11,7 @@ use crate::support::redis::{Cluster, REDIS, Sentinels, Setup, VALKEY};
 use crate::support::{DLOCK, Done, Store, has, wait_for};
 
 /// How many contend.
-const PROCESSES: usize = 8;
+pub(super) const PROCESSES: usize = 8;
 
 /// Longer than any failover here takes.
 const PATIENCE: &str = "40";
@@ -25,13 +25,13 @@ fn on_each(test: impl Fn(&'static str)) {
 }
 
 /// Runs by those who contend, and what they wrote where only newer fences are let in.
-struct Contention<'a> {
+pub(super) struct Contention<'a> {
     store: &'a Store,
     over: AtomicBool,
 }
 
 impl<'a> Contention<'a> {
-    fn new(store: &'a Store) -> Self {
+    pub(super) fn new(store: &'a Store) -> Self {
         fs::write(store.path("counter"), "0\n").expect("a file");
         fs::write(store.path("written"), "").expect("a file");
         Self { store, over: AtomicBool::new(false) }
@@ -50,13 +50,13 @@ impl<'a> Contention<'a> {
 
     /// Waits until it was raised so many times more.
     #[track_caller]
-    fn goes_on(&self, times: usize) {
+    pub(super) fn goes_on(&self, times: usize) {
         let before = self.count();
         wait_for("others to get the key", || self.count() >= before + times);
     }
 
     /// Contends for `k` as long as `meanwhile` goes on. What became of each run.
-    fn during(&self, meanwhile: impl FnOnce(&Self)) -> Vec<Done> {
+    pub(super) fn during(&self, meanwhile: impl FnOnce(&Self)) -> Vec<Done> {
         let dir = self.store.dir.path().display();
         let raise = r#"read n <counter; sleep 0.01; echo $((n + 1)) >counter; echo "$DLOCK_FENCE" >>written"#;
         let script =
@@ -83,7 +83,7 @@ impl<'a> Contention<'a> {
 
     /// Checks what came of it. Whether two may have been inside at once.
     #[track_caller]
-    fn went_well(&self, runs: &[Done], may_overlap: bool) {
+    pub(super) fn went_well(&self, runs: &[Done], may_overlap: bool) {
         let mut codes: HashMap<Option<i32>, usize> = HashMap::new();
         for run in runs {
             let code = run.status.code();

@@ -265,6 +265,7 @@ fn ask(ttl: Duration) -> Ask {
         ttl: Some(ttl),
         patience: Patience::None,
         if_fence: None,
+        proposal: None,
         min_hold: Duration::ZERO,
         max_reentry: 0,
         attended: true,

@@ -56,6 +56,11 @@ impl Proxy {
         proxy
     }
 
+    /// Its address.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("redis://{}:{PORT}", self.host)
     }

@@ -17,7 +17,8 @@ pub(super) const DLOCK: Page = Page {
             (redis://USER:PASSWORD@HOST:PORT/DB), a prefix for its keys (?prefix=NAME), and rediss:// TLS \
             (?ca=FILE&cert=FILE&key=FILE); redis+unix:///SOCKET is a socket. redis+sentinel://SENTINEL,SENTINEL/MASTER \
             is the master that sentinels watch, redis+cluster://NODE,NODE a cluster; with ?wait_replicas=N a lease counts \
-            once N replicas of the server have it. Keep a URL with a password in a file, \
+            once N replicas of the server have it. redis+ring://NODE,NODE spreads keys over servers that know nothing of each \
+            other, and with redis+quorum://NODE,NODE,NODE most of such servers must agree to a lease. Keep a URL with a password in a file, \
             for --store-file. With --log-format json each line on stderr is a JSON object with schema (1), time (RFC \
             3339), level (error, warn or info) and message.",
     exit: &[("0", "success"), ("others", "see the page of the verb")],

@@ -145,6 +145,7 @@ mod tests {
             ttl,
             patience: Patience::None,
             if_fence: None,
+            proposal: None,
             min_hold: Duration::ZERO,
             max_reentry: 0,
             attended: false,

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
@@ -18,6 +18,7 @@ use rustls::{ClientConnection, StreamOwned};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
 use super::address::{Access, Endpoint};
+use super::hurry::Hurry;
 use super::reply;
 use super::tls::TlsConfig;
 use super::trouble::Failure;
@@ -60,6 +61,8 @@ enum Stream {
 struct Wire {
     socket: Socket,
     until: Moment,
+    /// Ends the waiting for what is to be read before that.
+    hurry: Hurry,
 }
 
 impl Connection {
@@ -68,10 +71,11 @@ impl Connection {
         server: &Endpoint,
         access: &Access,
         config: &TlsConfig,
+        hurry: &Hurry,
         within: Duration,
     ) -> Result<Self, Failure> {
         let until = Moment::now().after(within);
-        let wire = |socket| Wire { socket, until };
+        let wire = |socket| Wire { socket, until, hurry: hurry.clone() };
         let stream = match (server, &access.tls) {
             (Endpoint::Unix(path), _) => Stream::Plain(wire(unix(path, until)?)),
             (Endpoint::Tcp(host, port), None) => Stream::Plain(wire(tcp(host, *port, until)?)),
@@ -306,16 +310,28 @@ impl Write for Stream {
 impl Wire {
     /// Waits until there is something to read, or an end of it; no if there is nothing for `span`.
     fn is_readable(&self, span: Duration) -> bool {
+        self.is_readable_unless(None, span)
+    }
+
+    /// The same; no, too, once there is a hurry.
+    fn is_readable_before_hurry(&self, span: Duration) -> bool {
+        self.is_readable_unless(self.hurry.bell(), span)
+    }
+
+    fn is_readable_unless(&self, bell: Option<BorrowedFd>, span: Duration) -> bool {
         let until = Moment::now().after(span);
+        let socket = PollFd::new(self.socket.as_fd(), PollFlags::POLLIN);
+        let mut both: Vec<PollFd> =
+            std::iter::once(socket).chain(bell.map(|b| PollFd::new(b, PollFlags::POLLIN))).collect();
         loop {
             // Rounded up: it counts in milliseconds, too.
             let left = until.left().as_micros().div_ceil(1000);
             let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], left) {
+            match poll(&mut both, left) {
                 Ok(0) if until.left().is_zero() => return false,
                 Ok(0) | Err(Errno::EINTR) => {}
                 // What is wrong will be said by the read.
-                Ok(_) | Err(_) => return true,
+                Ok(_) | Err(_) => return both[0].any() != Some(false),
             }
         }
     }
@@ -339,6 +355,9 @@ impl Wire {
 impl Read for Wire {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.in_time(|wire, left| {
+            if wire.hurry.bell().is_some() && !wire.is_readable_before_hurry(left.unwrap_or_default()) {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             wire.socket.set_read_timeout(left)?;
             wire.socket.read(buffer)
         })
@@ -424,14 +443,14 @@ mod tests {
     use redis::{Parser, cmd};
     use socket2::Socket;
 
-    use super::{Connection, Endpoint, Failure, LARGEST, Stream, Wire};
+    use super::{Connection, Endpoint, Failure, Hurry, LARGEST, Stream, Wire};
     use crate::clock::Moment;
 
     #[test]
     fn many_small_values_without_end_are_no_more_than_a_large_one() {
         let (ours, mut theirs) = UnixStream::pair().expect("two sockets");
         let socket = Socket::from(OwnedFd::from(ours));
-        let stream = Stream::Plain(Wire { socket, until: Moment::now() });
+        let stream = Stream::Plain(Wire { socket, until: Moment::now(), hurry: Hurry::default() });
         let (server, parser) = (Endpoint::Unix("/".into()), Parser::new());
         let mut connection = Connection { server, stream, parser, room: LARGEST, told: false, ahead: <_>::default() };
         let server = thread::spawn(move || {

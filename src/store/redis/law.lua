@@ -2,7 +2,8 @@
 -- for the same things; tests/redis/oracle.rs plays both and compares.
 --
 -- KEYS   record (a hash), queue (leases by ticket), waiters (lease to JSON), life (leases by the end of their
---        last sign of life), events (newest first), the prefix of the lists that wake somebody, the index; or, to
+--        last sign of life), events (newest first), the prefix of the lists that wake somebody, the index, and,
+--        where the server is one of several that vote, what it knows of itself (a hash); or, to
 --        renew and to look while a cluster moves the slot, the record alone: some of the others may be here and some there, and
 --        then no script may touch them; and in a ring, last of all, what the node knows of its list (roll.lua)
 -- ARGV   what to do, in a ring with the stamp of the caller's list behind a blank; the clock of a test or ''; the key, and
@@ -14,12 +15,13 @@
 
 local op, stamp = ARGV[1]:match('^(%l+) ?(%x*)$')
 local ring = stamp ~= '' and table.remove(KEYS)
-local record, queue, waiters, life, events, wake, index = unpack(KEYS)
+local record, queue, waiters, life, events, wake, index, node = unpack(KEYS)
 local clock, key = ARGV[2], ARGV[3]
 
 local LAYOUT = 1
 local OFFER = 1000000       -- microseconds, as in the model
 local OFFERS = 16           -- at once, as in the model
+local AHEAD = 10000000      -- microseconds, as in the model
 local MAX_EVENTS = 32
 local KEPT = 30 * 86400     -- seconds that a key is kept after its last lease; the clock in a fence makes that harmless
 local BATCH = 1000          -- arguments of one command; Lua has room for a few thousand
@@ -277,8 +279,9 @@ local function grant(ask, ticket)
     leave_queue(ask.lease)
   end
   -- A counter alone repeats itself after a failover or a restored snapshot; the clock does not.
-  fence = math.max(fence + 1, now)
-  local hold = {lease = ask.lease, mode = ask.mode, fence = int(fence), granted_at = int(now), asked_at = asked_at,
+  local own = tonumber(ask.fence or math.max(fence + 1, now))
+  fence = math.max(fence, own)
+  local hold = {lease = ask.lease, mode = ask.mode, fence = int(own), granted_at = int(now), asked_at = asked_at,
     levels = {{id = ask.level, ticket = ticket or next_ticket(), ['until'] = later(ask.ttl)}},
     attended = ask.attended, revoked = false, info = ask.info}
   if ask.min_hold ~= '0' then hold.hold_until = later(ask.min_hold) end
@@ -287,6 +290,36 @@ local function grant(ask, ticket)
   count('grants')
   note('granted', hold, asked_at)
   return granted(hold)
+end
+
+-- Whether the fence is not the expected one.
+local function contradicts(ask)
+  if not ask.if_fence then return false end
+  if ask.fence then return tonumber(ask.if_fence) < fence end
+  return ask.if_fence ~= int(fence)
+end
+
+-- Why the record cannot have a proposed fence.
+local function objection(ask)
+  local ahead = tonumber(ask.fence) - now
+  if ahead >= AHEAD then return {'refused', 'ahead', int(ahead)} end
+  if not ask.again and tonumber(ask.fence) <= fence then return {'refused', 'fence', int(fence)} end
+end
+
+-- The ticket of one who waits, and whether it fits all holders and all who wait ahead of it.
+local function admits(ask)
+  if ask.fence then
+    -- Nodes differ in who came first, and none must wait for another one.
+    local ticket = call('ZSCORE', queue, ask.lease) or nil
+    local crowd = {count = 0, shared = true, slots = true, size = math.huge}
+    for _, hold in ipairs(holds) do add(crowd, hold.mode) end
+    return ticket, fits(crowd, ask.mode) and (ask.again or ticket or call('ZCARD', queue) == 0)
+  end
+  local fit, misfit, crowd = line_up(nil, ask.lease)
+  local ticket = (#fit > 0 or misfit) and call('ZSCORE', queue, ask.lease) or nil
+  local admitted = not ticket and not misfit and fits(crowd, ask.mode)
+  for _, lease in ipairs(fit) do admitted = admitted or lease == ask.lease end
+  return ticket, admitted
 end
 
 local function acquire(ask)
@@ -299,12 +332,11 @@ local function acquire(ask)
   if ask.level ~= ask.lease then return enter_again(ask) end
   -- Its first level has ended and other levels or the cooling go on: a late echo of its request.
   if find(ask.lease) then return {'refused', 'lost'} end
-  if ask.if_fence and ask.if_fence ~= int(fence) then return {'refused', 'fence', int(fence)} end
-  local fit, misfit, crowd = line_up(nil, ask.lease)
-  local ticket = (#fit > 0 or misfit) and call('ZSCORE', queue, ask.lease) or nil
-  local admitted = not ticket and not misfit and fits(crowd, ask.mode)
-  for _, lease in ipairs(fit) do admitted = admitted or lease == ask.lease end
-  if admitted and not (ask.if_fence and #holds > 0) then return grant(ask, ticket and int(ticket)) end
+  if contradicts(ask) then return {'refused', 'fence', int(fence)} end
+  local ticket, admitted = admits(ask)
+  if admitted and not (ask.if_fence and #holds > 0) then
+    return ask.fence and objection(ask) or grant(ask, ticket and int(ticket))
+  end
   -- The fence changes with whoever comes first in the queue, so to wait for an old one is in vain.
   if ask.good_for == '0' or ask.if_fence then
     if ticket then leave_queue(ask.lease) end
@@ -353,6 +385,20 @@ local function release(id, ending)
   return {'freed'}
 end
 
+-- Takes back what was asked for with a proposal that most nodes did not agree to: the key was not held.
+local function withdraw(lease)
+  local hold = find(lease)
+  local answer = release(lease, '')
+  if answer[1] ~= 'freed' then return answer end
+  for _, text in ipairs(call('LRANGE', events, 0, -1)) do
+    local event = cjson.decode(text)
+    if event.lease == lease:sub(1, 8) and event.fence == hold.fence then call('LREM', events, 0, text) end
+  end
+  noted[#noted] = nil
+  counts.grants = (counts.grants or tonumber(fields.grants or 1)) - 1
+  return answer
+end
+
 -- Tells attended holders to give the key back, or with force takes it from them; a lease that nobody attends to,
 -- or that is cooling, goes at once. The events keep who did it.
 local function unlock(force, by, first)
@@ -380,6 +426,31 @@ local function unlock(force, by, first)
     end
   end
   return {'unlocked', ended, told}
+end
+
+-- A node that votes knows since when it has been there without a break, and how long leases live that others may
+-- have given meanwhile: for so long it may have forgotten one when it starts. Whoever counts the votes judges that.
+local function note_tenure(ttl)
+  local known, longest = {}, 0
+  local all = call('HGETALL', node)
+  for at = 1, #all, 2 do known[all[at]] = all[at + 1] end
+  local run = call('INFO', 'server'):match('run_id:(%x+)')
+  if known.run ~= run then
+    local state = known.run and 'restarted' or 'new'
+    call('HSET', node, 'run', run, 'since', int(now), 'state', state)
+    known.run, known.since, known.state = run, now, state
+  end
+  for name, last in pairs(known) do
+    local other = tonumber(name:match('^ttl:(%d+)$'))
+    if other and tonumber(last) < now then
+      call('HDEL', node, name)
+    elseif other then
+      longest = math.max(longest, other)
+    end
+  end
+  call('HSET', node, 'ttl:' .. int(ttl), int(math.max(now + ttl, tonumber(known['ttl:' .. int(ttl)] or 0))))
+  return run, known.founder or '', known.state, int(math.max(now - tonumber(known.since), 0)),
+    int(math.max(longest, ttl))
 end
 
 local function in_batches(command, list)
@@ -416,16 +487,19 @@ if not queue then
   return answer
 end
 
-local answer, caller
+local answer, caller, tenure
 if op == 'acquire' then
   local ask = cjson.decode(ARGV[4])
   caller = ask.level
+  if ask.fence then tenure = {note_tenure(math.max(tonumber(ask.ttl), tonumber(ask.min_hold)))} end
   prune(caller)
   answer = acquire(ask)
 else
+  if node and op == 'renew' then note_tenure(tonumber(ARGV[5])) end
   prune(nil)
   if op == 'renew' then answer = renew(ARGV[4], ARGV[5]) end
   if op == 'release' then answer = release(ARGV[4], ARGV[5]) end
+  if op == 'withdraw' then answer = withdraw(ARGV[4]) end
   if op == 'unlock' then answer = unlock(ARGV[4] == '1', ARGV[5], 6) end
 end
 
@@ -466,7 +540,8 @@ if watcher or #fit > 0 then
   local ticket = watcher and tonumber(call('ZSCORE', queue, watcher)) or 0
   local is_new = ticket > tonumber(fields.told or 0)
   if is_new then changed.told = int(ticket) end
-  if watcher and watcher ~= caller and (is_new or next < was) then
+  -- One who waits for several nodes may be asleep here while it asks.
+  if watcher and (watcher ~= caller or tenure) and (is_new or next < was) then
     tell(watcher, 'watch ' .. named .. ' ' .. int(now))
   end
   if answer[1] == 'queued' then
@@ -499,4 +574,5 @@ if elsewhere and (answer[1] == 'not yours' or answer[1] == 'unlocked' and answer
 end
 -- For those who only look. Whoever may not tell them holds the key all the same.
 redis.pcall('PUBLISH', wake:sub(1, -#'wake:' - 1) .. 'changes', key)
+if tenure then return {'vote', answer, unpack(tenure)} end
 return answer

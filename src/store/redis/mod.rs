@@ -6,6 +6,7 @@ mod address;
 mod cluster;
 mod connection;
 mod examine;
+mod hurry;
 mod list;
 mod nodes;
 mod observe;
@@ -19,6 +20,7 @@ mod sentinel;
 mod slot;
 mod tls;
 mod trouble;
+mod voter;
 mod wait;
 
 use std::collections::HashMap;
@@ -52,7 +54,7 @@ use crate::model::{
 const LAW: &str = include_str!("law.lua");
 
 /// Its SHA-1, by which a server knows it. To work that out would take a tenth of a run; a test does.
-const LAW_SHA1: &str = "3ca2506d485259da430492fcea04061dd5148bf2";
+const LAW_SHA1: &str = "d57b6c6479099d0b2c850f35598316a34aebaa43";
 
 /// What of a key would end the part of a name that a Cluster looks at, or is the escape itself.
 const BRACES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
@@ -64,6 +66,8 @@ pub struct RedisStore {
     router: Router,
     /// What it is as a node of a ring, if it is one.
     seat: Option<Seat>,
+    /// Whether it is one of several that vote.
+    votes: bool,
     /// How long what has no limit of its own may take.
     patience: Duration,
     /// Where those who wait stand, as the server told them last.
@@ -84,11 +88,20 @@ impl RedisStore {
             address: address.clone(),
             router: Router::new(address),
             seat: None,
+            votes: false,
             patience,
             places: Mutex::default(),
             heard: Mutex::default(),
             clock: Mutex::default(),
         }
+    }
+
+    /// The same as one of several that vote.
+    #[must_use]
+    pub fn voter(address: &Address, patience: Duration) -> Self {
+        let mut store = Self { votes: true, ..Self::new(address, patience) };
+        store.router.pool.hurry = hurry::Hurry::new();
+        store
     }
 
     /// Makes this the clock of all that follows, for tests of the law.
@@ -115,6 +128,11 @@ impl RedisStore {
         }
     }
 
+    /// What the server knows of itself as one of several that vote.
+    fn own(&self) -> String {
+        format!("{}:node", self.address.prefix)
+    }
+
     /// The command that runs the law on a key, by `EVALSHA` or `EVAL`, and to renew and to look also the one that touches
     /// nothing but the record.
     fn request(&self, verb: &str, key: &Key, op: &str, args: &[&str]) -> Request {
@@ -123,6 +141,9 @@ impl RedisStore {
         let mut parts: Vec<String> =
             ["record", "queue", "waiters", "life", "events", "wake:"].map(|part| self.name(key, part)).into();
         parts.push(self.index(slot));
+        if self.votes {
+            parts.push(self.own());
+        }
         parts.extend(self.stamp().map(|_| self.ring()));
         let stamped = self.stamp().map_or_else(|| op.to_owned(), |stamp| format!("{op} {stamp}"));
         let command = |parts: &[String]| {
@@ -164,6 +185,42 @@ impl RedisStore {
         Ok(Answered { reply, by })
     }
 
+    /// Asks for a key.
+    fn ask_for(&self, key: &Key, ask: &Ask, within: Duration) -> Result<Answered, Failure> {
+        let mut question = json!({
+            "lease": ask.lease,
+            "level": ask.level,
+            "mode": ask.mode,
+            "ttl": micros(ask.ttl.unwrap_or_default()),
+            "good_for": micros(good_for(ask)),
+            "min_hold": micros(ask.min_hold),
+            "max_reentry": ask.max_reentry,
+            "attended": ask.attended,
+            "info": json!(ask.info).to_string(),
+        });
+        if let Some(fence) = ask.if_fence {
+            question["if_fence"] = fence.to_string().into();
+        }
+        if let Some(proposal) = ask.proposal {
+            question["fence"] = proposal.fence.to_string().into();
+            question["again"] = proposal.again.into();
+        }
+        self.law_for(Some(ask.level), self.address.replicas, key, "acquire", &[&question.to_string()], within)
+    }
+
+    /// Keeps what there is to know of an answer that was heard at this moment.
+    fn heed(&self, ask: &Ask, (answer, clock, queued): reply::Answered, heard: Moment) -> Answer {
+        self.hear(clock);
+        let mut places = lock(&self.places);
+        match queued {
+            Some(queued) => {
+                places.insert(ask.level, Place::new(queued, heard, good_for(ask), self.patience_of(ask.level)))
+            }
+            None => places.remove(&ask.level),
+        };
+        answer
+    }
+
     /// What went wrong, in words.
     fn error(&self, failure: Failure) -> StoreError {
         failure.at(&self.address)
@@ -171,9 +228,9 @@ impl RedisStore {
 
     /// Sends after each request of this level that got no answer, and that the server may read later, that it
     /// is not wanted any more.
-    fn take_back(&self, key: &Key, level: LevelId) {
+    fn take_back(&self, key: &Key, level: LevelId, op: &str) {
         for connection in self.router.pool.take_stuck(level) {
-            let release = self.request("EVALSHA", key, "release", &[&level.secret(), ""]);
+            let release = self.request("EVALSHA", key, op, &[&level.secret(), ""]);
             connection.send_last(&release.command);
         }
     }
@@ -264,38 +321,10 @@ impl Store for RedisStore {
     }
 
     fn acquire(&self, key: &Key, ask: &Ask, within: Duration) -> Result<Answer, StoreError> {
-        let good_for = match ask.patience {
-            Patience::None => Duration::ZERO,
-            // Nobody dies unseen here but by silence.
-            Patience::Attended => SIGN_OF_LIFE,
-            Patience::SignOfLife(span) => span,
-        };
-        let mut question = json!({
-            "lease": ask.lease,
-            "level": ask.level,
-            "mode": ask.mode,
-            "ttl": micros(ask.ttl.unwrap_or_default()),
-            "good_for": micros(good_for),
-            "min_hold": micros(ask.min_hold),
-            "max_reentry": ask.max_reentry,
-            "attended": ask.attended,
-            "info": json!(ask.info).to_string(),
-        });
-        if let Some(fence) = ask.if_fence {
-            question["if_fence"] = fence.to_string().into();
-        }
-        let asked =
-            self.law_for(Some(ask.level), self.address.replicas, key, "acquire", &[&question.to_string()], within);
+        let asked = self.ask_for(key, ask, within);
         let heard = Moment::now();
         let answer = asked.and_then(|answered| answered.read(Reply::answer));
-        let (answer, clock, queued) = answer.map_err(|failure| self.error(failure))?;
-        self.hear(clock);
-        let mut places = lock(&self.places);
-        match queued {
-            Some(queued) => places.insert(ask.level, Place::new(queued, heard, good_for, self.patience_of(ask.level))),
-            None => places.remove(&ask.level),
-        };
-        Ok(answer)
+        Ok(self.heed(ask, answer.map_err(|failure| self.error(failure))?, heard))
     }
 
     fn renew(&self, key: &Key, level: LevelId, ttl: Duration, within: Duration) -> Result<Renewed, StoreError> {
@@ -315,7 +344,7 @@ impl Store for RedisStore {
         let ending = ending.map_or_else(String::new, |ending| json!(ending).to_string());
         let answered = self.law(key, "release", &[&level.secret(), &ending], within);
         // After it: what a late request is granted goes, and what we hold was given back with its ending.
-        self.take_back(key, level);
+        self.take_back(key, level, "release");
         let answered = answered.map_err(|failure| self.error(failure))?;
         lock(&self.places).remove(&level);
         answered.read(Reply::released).map_err(|failure| self.error(failure))
@@ -371,6 +400,16 @@ impl Store for RedisStore {
 
     fn sign_of_life(&self, _: LevelId) -> Result<Option<OwnedFd>, StoreError> {
         Ok(None)
+    }
+}
+
+/// How long the sign of life is good that a request of one who waits is.
+fn good_for(ask: &Ask) -> Duration {
+    match ask.patience {
+        Patience::None => Duration::ZERO,
+        // Nobody dies unseen here but by silence.
+        Patience::Attended => SIGN_OF_LIFE,
+        Patience::SignOfLife(span) => span,
     }
 }
 

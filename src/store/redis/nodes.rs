@@ -78,6 +78,12 @@ impl Nodes {
         Some(Address { servers: Servers::One(server), label, ..self.addresses.first()?.clone() })
     }
 
+    /// Whether what they give must be on replicas of theirs.
+    #[must_use]
+    pub fn waits_for_replicas(&self) -> bool {
+        self.addresses.iter().any(|address| address.replicas > 0)
+    }
+
     /// The same text for the same servers in any order, and without a password.
     #[must_use]
     pub fn identity(&self) -> String {

@@ -8,6 +8,7 @@ use redis::{Cmd, Value, cmd};
 
 use super::address::{Access, Endpoint};
 use super::connection::Connection;
+use super::hurry::Hurry;
 use super::tls::TlsConfig;
 use super::trouble::Failure;
 use super::{lock, reply};
@@ -28,6 +29,8 @@ pub(super) struct Pool {
     /// Those on which a request for a key got no answer. The server may read it later, and then what we send
     /// after it on the same connection.
     stuck: Mutex<Vec<(LevelId, Connection)>>,
+    /// Ends the waiting for answers.
+    pub(super) hurry: Hurry,
 }
 
 /// How to ask.
@@ -52,11 +55,20 @@ impl Manner {
 
 impl Pool {
     pub(super) fn new(access: &Access) -> Self {
-        Self { access: access.clone(), tls: Arc::default(), idle: Mutex::default(), stuck: Mutex::default() }
+        Self {
+            access: access.clone(),
+            tls: Arc::default(),
+            idle: Mutex::default(),
+            stuck: Mutex::default(),
+            hurry: Hurry::default(),
+        }
     }
 
     pub(super) fn open(&self, server: &Endpoint, until: Moment) -> Result<Connection, Failure> {
-        let opened = Connection::open(server, &self.access, &self.tls, until.left());
+        if self.hurry.is_on() {
+            return Err(Failure::Unconnected(Failure::Silent.into()));
+        }
+        let opened = Connection::open(server, &self.access, &self.tls, &self.hurry, until.left());
         opened.map_err(|failure| Failure::Unconnected(failure.into()))
     }
 
@@ -102,6 +114,10 @@ impl Pool {
 
     /// A connection that erred is not used again: a late reply on it would be taken for that to another request.
     fn ask_on(&self, mut connection: Connection, commands: &[Cmd], manner: Manner) -> Result<Vec<Value>, Failure> {
+        if manner.level.is_some() && self.hurry.is_on() {
+            // Nobody would be there to take it back.
+            return Err(Failure::Unconnected(Failure::Silent.into()));
+        }
         let replies = ask(&mut connection, commands, manner);
         match (&replies, manner.level) {
             // One that serves us no more, say a master that was demoted, may have a better one behind its address.

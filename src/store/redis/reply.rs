@@ -22,6 +22,10 @@ const OPAQUE: [&str; 3] = ["info", "ending", "by"];
 /// What a script returned: a word, and what belongs to it.
 pub(super) struct Reply(Vec<Value>);
 
+/// What was answered to `acquire`, the server's clock where somebody else was in the way, and what to know while
+/// waiting.
+pub(super) type Answered = (Answer, Option<Stamp>, Option<Queued>);
+
 /// What one who waits knows: the server's clock when it answered, and the instant to watch for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Queued {
@@ -57,6 +61,10 @@ impl Reply {
         }
     }
 
+    pub(super) fn parts(&self) -> &[Value] {
+        &self.0
+    }
+
     pub(super) fn word(&self) -> Result<&str, Failure> {
         self.text(0)
     }
@@ -69,9 +77,8 @@ impl Reply {
         self.0.get(at).and_then(number).ok_or_else(odd)
     }
 
-    /// The answer to `acquire`, the server's clock where somebody else was in the way, and what to know
-    /// while waiting.
-    pub(super) fn answer(&self) -> Result<(Answer, Option<Stamp>, Option<Queued>), Failure> {
+    /// The answer to `acquire`.
+    pub(super) fn answer(&self) -> Result<Answered, Failure> {
         let mut clock = None;
         let answer = match self.word()? {
             "granted" => Answer::Granted(Grant {
@@ -94,6 +101,7 @@ impl Reply {
             "refused" => Answer::Refused(match self.text(1)? {
                 "lost" => Refusal::Lost,
                 "fence" => Refusal::Fence(Fence(self.number(2)?)),
+                "ahead" => Refusal::Ahead(Duration::from_micros(self.number(2)?)),
                 "too deep" => Refusal::TooDeep(u32::try_from(self.number(2)?).map_err(|_| odd())?),
                 "narrower" => {
                     let mut told: HashMap<String, Mode> = serde_json::from_str(self.text(2)?).map_err(|_| odd())?;
@@ -285,6 +293,6 @@ pub(super) fn number(value: &Value) -> Option<u64> {
     }
 }
 
-fn odd() -> Failure {
+pub(super) fn odd() -> Failure {
     Failure::Odd("its record of this key is not as dlock writes it".into())
 }

@@ -11,6 +11,7 @@ use redis::{Cmd, Value, cmd};
 
 use super::address::{Endpoint, Sentinels};
 use super::connection::Connection;
+use super::hurry::Hurry;
 use super::tls::TlsConfig;
 use super::trouble::Failure;
 use super::{lock, reply};
@@ -91,7 +92,7 @@ impl Finder {
             let (access, tls, questions) = (self.sentinels.access.clone(), Arc::clone(&self.tls), questions.to_vec());
             let ask = move || {
                 let until = Moment::now().after(within);
-                let opened = Connection::open(&sentinel, &access, &tls, within);
+                let opened = Connection::open(&sentinel, &access, &tls, &Hurry::default(), within);
                 let answer = opened.and_then(|mut connection| connection.ask(&questions, until.left()));
                 // Whoever asked may have enough.
                 let _ = sender.send((sentinel, answer));

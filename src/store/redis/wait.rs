@@ -42,7 +42,7 @@ const SUCCESSION: Duration = Duration::from_secs(2);
 const HOPS: usize = 4;
 
 /// Where one stands that waits in line.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Place {
     /// The server's clock when it spoke last, and ours when we heard it.
     clock: (Stamp, Moment),
@@ -139,6 +139,7 @@ impl RedisStore {
     /// Sleeps until it is time to ask.
     fn await_turn(&self, key: &Key, level: LevelId, until: Option<Moment>) -> Result<(), Failure> {
         let Some(mut place) = lock(&self.places).get(&level).copied() else { return Ok(()) };
+        let begun = place;
         let list = self.name(key, &format!("wake:{}", level.secret()));
         let outcome = loop {
             let sign = place.sign_at();
@@ -160,7 +161,10 @@ impl RedisStore {
             }
         };
         let mut places = lock(&self.places);
-        places.insert(level, place);
+        // Who waits for several nodes may have asked this one meanwhile, and what it said then is newer.
+        if places.get(&level) == Some(&begun) {
+            places.insert(level, place);
+        }
         outcome
     }
 

@@ -128,9 +128,12 @@ pub(crate) fn new_host() -> String {
 impl Server {
     /// Starts a server with these options besides those that a test wants.
     pub(crate) fn start(program: &'static str, options: &[&str]) -> Self {
-        let host = new_host();
-        let arguments = arguments(&host, options);
-        let server = Self::launch(program, new_dir(), host, arguments);
+        Self::start_at(program, &new_host(), options)
+    }
+
+    /// The same at this address.
+    pub(crate) fn start_at(program: &'static str, host: &str, options: &[&str]) -> Self {
+        let server = Self::launch(program, new_dir(), host.to_owned(), arguments(host, options));
         server.await_ready();
         server
     }
@@ -237,7 +240,7 @@ impl Server {
     }
 
     /// The addresses of the clients that sleep on a list.
-    fn sleepers(&self) -> Vec<String> {
+    pub(crate) fn sleepers(&self) -> Vec<String> {
         let list = redis::cmd("CLIENT").arg("LIST").query::<String>(&mut self.connection()).expect("it has clients");
         let asleep = list.lines().filter(|client| client.contains(" cmd=blpop "));
         let address = |client: &str| client.split(' ').find_map(|word| word.strip_prefix("addr=")).map(str::to_owned);
@@ -307,6 +310,12 @@ impl Store {
         let nodes = shared_nodes();
         let url = with_prefix(&nodes.url("ring", &[0, 1, 2]));
         Self { url, servers: Some(Servers::Nodes(nodes)), ..Self::new() }
+    }
+
+    /// A quorum of the independent servers that all tests share.
+    pub(crate) fn on_quorum() -> Self {
+        let nodes = shared_nodes();
+        Self { url: with_prefix(&nodes.url("quorum", &[0, 1, 2])), servers: Some(Servers::Nodes(nodes)), ..Self::new() }
     }
 
     /// Its server, which must be its own: what a test does to it is done to all that is on it.

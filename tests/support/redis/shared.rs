@@ -53,7 +53,7 @@ pub(crate) fn shared_nodes() -> &'static Nodes {
 }
 
 /// Starts a group in a thread that never ends: servers die with the thread that started them.
-fn for_all<T: Send + 'static>(start: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) fn for_all<T: Send + 'static>(start: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, started) = mpsc::channel();
     let keep = move || {
         // Who asked waits for it.
@@ -67,7 +67,7 @@ fn for_all<T: Send + 'static>(start: impl FnOnce() -> T + Send + 'static) -> T {
 }
 
 /// Removes the servers' directories when this process ends, however that comes: nothing is dropped then.
-fn remove_at_the_end<'a>(servers: impl IntoIterator<Item = &'a Server>) {
+pub(super) fn remove_at_the_end<'a>(servers: impl IntoIterator<Item = &'a Server>) {
     let dirs: Vec<PathBuf> = servers.into_iter().map(|server| server.path("")).collect();
     // It reads to the end of a pipe whose other end is open as long as this process lives.
     let script = r#"trap "" INT QUIT HUP; read -r end; exec rm -rf -- "$@""#;

@@ -52,7 +52,7 @@ pub(crate) fn certify(dir: &Path, names: &str) {
 
 /// The lines of a config file with which a server speaks TLS with others and with its own kind, with what `certify`
 /// made for all addresses of the group.
-pub(super) fn lines(dir: &Path) -> Vec<String> {
+pub(crate) fn lines(dir: &Path) -> Vec<String> {
     let file = |option: &str, name: &str| format!("tls-{option}-file {}", dir.join(name).display());
     vec![
         format!("tls-port {PORT}"),

@@ -58,7 +58,8 @@ impl RedisStore {
 
     fn reading(&self, server: &Endpoint, access: &Access) -> Result<Reading, Failure> {
         let until = Moment::now().after(self.patience);
-        let mut connection = Connection::open(server, access, &self.router.pool.tls, until.left())?;
+        let mut connection =
+            Connection::open(server, access, &self.router.pool.tls, &self.router.pool.hurry, until.left())?;
         let asked = Moment::now();
         let replies = connection.ask(&[cmd("TIME")], until.left())?;
         let heard = Moment::now();

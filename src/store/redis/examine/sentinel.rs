@@ -7,6 +7,7 @@ use redis::Value;
 use super::super::RedisStore;
 use super::super::address::{Endpoint, Sentinels};
 use super::super::connection::Connection;
+use super::super::hurry::Hurry;
 use super::super::parallel::at_once;
 use super::super::sentinel::{field, named, questions};
 use super::super::tls::TlsConfig;
@@ -68,7 +69,7 @@ impl RedisStore {
         let tls = TlsConfig::default();
         let answers = at_once(at, |sentinel| {
             let until = Moment::now().after(self.patience);
-            let mut connection = Connection::open(sentinel, access, &tls, until.left())?;
+            let mut connection = Connection::open(sentinel, access, &tls, &Hurry::default(), until.left())?;
             let mut replies = connection.ask(&questions(master), until.left())?;
             Ok::<_, Failure>((named(&replies)?, replies.pop().ok_or(Failure::Garbage)?))
         })?;

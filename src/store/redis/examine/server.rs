@@ -95,7 +95,8 @@ impl RedisStore {
         if !ours.is_from_outside() {
             return Ok(None);
         }
-        let opened = Connection::open(server, &pool.access.for_strangers(), &TlsConfig::default(), until.left());
+        let opened =
+            Connection::open(server, &pool.access.for_strangers(), &TlsConfig::default(), &pool.hurry, until.left());
         let look = cmd("ZCARD").arg(self.index(slot)).take();
         let seen = opened.and_then(|mut connection| connection.ask(&[look], until.left()));
         let is_open = seen.is_ok_and(|replies| matches!(replies[..], [Value::Int(_)]));
