@@ -8,9 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::journal::Journal;
-use crate::support::{Done, Running, Store, on_every_store, on_file_and_redis, wait_for};
+use crate::support::{Done, Running, Store, on_every_store_with_order, on_file_and_redis, wait_for};
 
-on_every_store![
+on_every_store_with_order![
     slots_let_that_many_in_and_never_more,
     no_reader_is_inside_beside_a_writer,
     a_writer_gets_the_key_although_readers_keep_coming,

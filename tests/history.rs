@@ -7,18 +7,19 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::schema::assert_schema;
-use crate::support::{DLOCK, Store, on_whole_stores, wait_for};
+use crate::support::{DLOCK, Store, on_every_store, on_whole_stores, wait_for};
 
-on_whole_stores![
+on_every_store![
     each_hold_is_a_row_with_how_it_ended_oldest_first,
     one_who_was_unlocked_is_shown_with_who_did_it,
     one_who_died_has_expired,
     one_who_still_holds_it_is_shown_and_so_is_a_key_that_cools,
     the_json_has_an_object_for_each_event,
     a_key_that_was_never_held_has_no_history,
-    a_holder_whose_grant_is_forgotten_is_shown_all_the_same,
     nothing_that_others_wrote_plays_tricks_in_a_history,
 ];
+
+on_whole_stores![a_holder_whose_grant_is_forgotten_is_shown_all_the_same];
 
 /// The cells of each row of the table, which no cell breaks: those between two blanks and more.
 #[track_caller]

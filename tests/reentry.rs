@@ -4,18 +4,21 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{DLOCK, Running, Store, await_number, finish, on_every_store, wait_for};
+use crate::support::{
+    DLOCK, Running, Store, await_number, finish, on_every_store, on_every_store_with_order, wait_for,
+};
 
 on_every_store![
     a_run_inside_a_run_of_the_same_key_enters_its_lease,
     a_lease_is_entered_to_the_limit_and_not_beyond,
     an_inner_run_in_the_background_keeps_the_lease_until_it_ends_and_no_longer,
-    shared_enters_exclusive_and_exclusive_does_not_enter_shared,
     a_lease_that_is_held_no_more_is_lost_and_no_fresh_one_is_taken,
     a_key_stays_taken_as_long_as_it_was_asked_for_and_dlock_does_not_linger,
     a_key_stays_taken_even_if_its_holder_is_killed,
     a_fence_that_has_moved_on_is_refused,
 ];
+
+on_every_store_with_order![shared_enters_exclusive_and_exclusive_does_not_enter_shared,];
 
 /// `dlock run k` so many times inside each other, and then `last`.
 fn nested(depth: usize, last: &str) -> Vec<String> {

@@ -1,17 +1,20 @@
 //! What status tells people and programs.
 
 use crate::support::schema::assert_schema;
-use crate::support::{Running, Store, on_every_store};
+use crate::support::{Running, Store, on_every_store, on_every_store_with_order};
 
 on_every_store![
     json_has_all_that_is_known_in_the_order_of_the_queue,
     only_held_keys_are_shown_unless_all_are_asked_for,
     nothing_that_others_wrote_reaches_the_terminal_raw,
-    slots_and_shared_holders_are_told_apart,
     looking_makes_nothing,
-    the_names_in_the_json_are_those_that_programs_rely_on,
     nothing_is_an_empty_list_and_not_an_error,
     a_fence_rises_when_a_key_is_taken_and_when_it_is_given_back,
+];
+
+on_every_store_with_order![
+    slots_and_shared_holders_are_told_apart,
+    the_names_in_the_json_are_those_that_programs_rely_on,
 ];
 
 fn json_has_all_that_is_known_in_the_order_of_the_queue(store: &Store) {

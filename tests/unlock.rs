@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Store, await_number, child_of, is_alive, on_every_store};
+use crate::support::{Store, await_number, child_of, is_alive, on_every_store, on_every_store_with_order};
 
 on_every_store![
     unlock_reaches_the_holder_within_a_second_and_frees_the_key,
@@ -14,7 +14,6 @@ on_every_store![
     a_command_that_ignores_term_is_killed_with_all_that_it_started_before_the_next_one_starts,
     force_frees_the_key_at_once_and_the_former_holder_stops_as_lost,
     only_the_lease_that_was_named_is_freed,
-    of_several_holders_only_the_named_one_is_stopped,
     a_holder_that_does_not_stop_in_time_is_told_of_and_keeps_the_key,
     a_frozen_holder_keeps_the_key_until_it_is_forced,
     unlock_of_a_free_key_says_so_and_makes_nothing,
@@ -23,6 +22,8 @@ on_every_store![
     a_revocation_stops_even_a_command_that_may_go_on_without_its_lease,
     a_lost_lease_that_may_be_passed_over_leaves_the_command_alone_and_still_exits_76,
 ];
+
+on_every_store_with_order![of_several_holders_only_the_named_one_is_stopped,];
 
 /// A command that ignores TERM, and a child of it that does, too, in a session of its own.
 const STUBBORN: &str = "trap '' TERM; setsid sleep 1000 & echo $! >pid; echo ready; while :; do sleep 0.05; done";

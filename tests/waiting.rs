@@ -10,11 +10,11 @@ use nix::unistd::Pid;
 
 use crate::support::activity::{Activity, at_rest, open_files};
 use crate::support::journal::Journal;
-use crate::support::{Running, Store, child_of, is_alive, on_every_store, on_file_and_redis, wait_for};
+use crate::support::{
+    Running, Store, child_of, is_alive, on_every_store, on_every_store_with_order, on_file_and_redis, wait_for,
+};
 
 on_every_store![
-    fifty_waiters_get_the_key_in_the_order_in_which_they_came,
-    a_writer_that_waits_goes_before_readers_that_came_after_it,
     a_killed_waiter_is_passed_over,
     a_waiter_dies_at_once_of_the_signal_that_it_gets_and_leaves_the_queue,
     a_signal_that_came_before_the_key_keeps_the_command_from_starting,
@@ -22,6 +22,11 @@ on_every_store![
     a_frozen_waiter_is_passed_over_after_a_second_and_waits_again,
     who_gives_up_after_its_time_leaves_the_queue_to_the_others,
     a_waiter_keeps_its_place_however_long_the_holder_takes,
+];
+
+on_every_store_with_order![
+    fifty_waiters_get_the_key_in_the_order_in_which_they_came,
+    a_writer_that_waits_goes_before_readers_that_came_after_it,
 ];
 
 on_file_and_redis![

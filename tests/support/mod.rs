@@ -47,20 +47,45 @@ pub(crate) struct Store {
 macro_rules! on_every_store {
     ($($promise:ident),+ $(,)?) => {
         $(mod $promise {
-            $crate::support::on_whole_stores!(@tests $promise);
+            $crate::support::on_every_store_with_order!(@tests $promise);
 
             #[cfg(feature = "redis")]
             #[test]
-            fn ring() {
-                $crate::support::redis::on_a_share($crate::support::Store::on_ring, super::$promise);
+            fn quorum() {
+                $crate::support::redis::on_a_share($crate::support::Store::on_quorum, super::$promise);
             }
         })+
     };
 }
 pub(crate) use on_every_store;
 
-/// The same without stores that are made of several, for what is shown and written down: where keys are says nothing
-/// new of that.
+/// The same for promises that only stores give which keep an order and know shared holders and slots.
+macro_rules! on_every_store_with_order {
+    ($($promise:ident),+ $(,)?) => {
+        $(mod $promise {
+            $crate::support::on_every_store_with_order!(@tests $promise);
+        })+
+    };
+    (@tests $promise:ident) => {
+        $crate::support::on_whole_stores!(@tests $promise);
+
+        #[cfg(feature = "redis")]
+        #[test]
+        fn sentinel() {
+            $crate::support::redis::on_a_share($crate::support::Store::on_sentinels, super::$promise);
+        }
+
+        #[cfg(feature = "redis")]
+        #[test]
+        fn ring() {
+            $crate::support::redis::on_a_share($crate::support::Store::on_ring, super::$promise);
+        }
+    };
+}
+pub(crate) use on_every_store_with_order;
+
+/// The same on a server, a cluster and a directory alone, for what is shown and written down: how the server of a key is
+/// found says nothing new of that.
 macro_rules! on_whole_stores {
     ($($promise:ident),+ $(,)?) => {
         $(mod $promise {
@@ -74,12 +99,6 @@ macro_rules! on_whole_stores {
         #[test]
         fn valkey() {
             $crate::support::redis::on_a_server($crate::support::redis::VALKEY, super::$promise);
-        }
-
-        #[cfg(feature = "redis")]
-        #[test]
-        fn sentinel() {
-            $crate::support::redis::on_a_share($crate::support::Store::on_sentinels, super::$promise);
         }
 
         #[cfg(feature = "redis")]
@@ -177,7 +196,7 @@ impl Store {
             let parts = format!("{}:index:", self.prefix());
             let stays = |name: &String| {
                 name.starts_with(&parts)
-                    || ["record", "events", "index", "ring"].iter().any(|part| name.ends_with(part))
+                    || ["record", "events", "index", "ring", ":node"].iter().any(|part| name.ends_with(part))
             };
             return keys.into_iter().filter(|name| !stays(name)).collect();
         }
@@ -211,6 +230,7 @@ impl Store {
             "redis+sentinel" => "redis master 'mymaster'".into(),
             "redis+cluster" => format!("redis cluster at {}", rest.split(',').next().unwrap_or_default()),
             "redis+ring" => format!("redis ring at {}", rest.split('/').next().unwrap_or_default()),
+            "redis+quorum" => format!("redis quorum at {}", rest.split('/').next().unwrap_or_default()),
             _ => format!("redis at {rest}"),
         }
     }
