@@ -4,6 +4,8 @@
 //! changes it as a whole; [`Ledger`] makes a `Store` of it by running the law of [`crate::model`] inside
 //! [`Register::transact`].
 
+#[cfg(feature = "redis")]
+mod chorus;
 mod examine;
 mod file;
 mod ledger;

@@ -22,6 +22,7 @@ use node::{Answered, Node, Round, silence};
 use tally::majority;
 pub use voter::{Origin, Tenure, Vote, Voter};
 
+use super::chorus::Chorus;
 use super::nodes;
 use super::{Capabilities, Examination, Inspected, Listing, Observer, Scope, Store, StoreError, Trouble, Watch};
 use crate::clock::Moment;
@@ -329,8 +330,10 @@ impl Store for Quorum {
     fn observe(&self, key: Option<&Key>) -> Result<Box<dyn Observer>, StoreError> {
         let key = key.cloned();
         let observers = self.gather(move |node, _| node.observe(key.as_ref()))?;
-        let observers = observers.into_iter().map(|(_, observer)| observer).collect();
-        Ok(Box::new(wait::Watchers::new(observers, self.majority())?))
+        let observers: Vec<_> = observers.into_iter().map(|(_, observer)| observer).collect();
+        let spare = observers.len() - self.majority();
+        let chorus = Chorus::new(observers, spare);
+        Ok(Box::new(chorus.map_err(|error| StoreError::new(Trouble::Os, format!("cannot start a thread: {error}")))?))
     }
 
     fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {

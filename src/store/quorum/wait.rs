@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use super::node::{Node, spawn};
 use super::tally::Tally;
 use super::{Quorum, Voter};
 use crate::clock::Moment;
-use crate::model::{Answer, Key, LevelId, Record};
-use crate::store::{Changed, Observer, Store as _, StoreError, Trouble, Watch};
+use crate::model::{Answer, Key, LevelId};
+use crate::store::{Store as _, StoreError, Trouble, Watch};
 
 /// How long to sleep at most if no node tells of anything, a quarter more or less: a word of theirs may be lost.
 const SLEEP: Duration = Duration::from_secs(12);
@@ -24,9 +24,6 @@ const TOGETHER: Duration = Duration::from_millis(2);
 
 /// How long to leave a node alone that erred.
 const PAUSE: Duration = Duration::from_millis(400);
-
-/// How long an observer sleeps before it looks whether anybody wants to know.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// One who stands in line at several nodes.
 pub(super) struct Line {
@@ -165,58 +162,6 @@ fn listen(store: &dyn Voter, key: &Key, level: LevelId, begin: &Receiver<()>, te
         }
         if !tell() {
             return;
-        }
-    }
-}
-
-/// Hears of what several nodes hear of.
-pub(super) struct Watchers {
-    told: Receiver<Result<Changed, StoreError>>,
-    /// How many may still err.
-    spare: usize,
-}
-
-impl Watchers {
-    /// As many as these must be able to tell of changes.
-    pub(super) fn new(observers: Vec<Box<dyn Observer>>, enough: usize) -> Result<Self, StoreError> {
-        let (sender, told) = mpsc::channel();
-        let spare = observers.len() - enough;
-        for mut observer in observers {
-            let sender = sender.clone();
-            let watch = move || {
-                loop {
-                    let changed = observer.next(&[], Some(LOOK));
-                    let is_over = changed.is_err();
-                    if sender.send(changed).is_err() || is_over {
-                        return;
-                    }
-                }
-            };
-            spawn(watch).map_err(|error| StoreError::new(Trouble::Os, format!("cannot start a thread: {error}")))?;
-        }
-        Ok(Self { told, spare })
-    }
-}
-
-impl Observer for Watchers {
-    fn next(&mut self, _: &[Record], timeout: Option<Duration>) -> Result<Changed, StoreError> {
-        let until = timeout.map(|timeout| Moment::now().after(timeout));
-        let nothing = || Changed::Keys(BTreeSet::new());
-        loop {
-            let told = match until {
-                Some(until) => self.told.recv_timeout(until.left()),
-                None => self.told.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match told {
-                Ok(Ok(Changed::Keys(keys))) if keys.is_empty() => {}
-                Ok(Ok(changed)) => return Ok(changed),
-                Ok(Err(error)) if self.spare == 0 => return Err(error),
-                Ok(Err(_)) => self.spare -= 1,
-                Err(RecvTimeoutError::Timeout) => return Ok(nothing()),
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(StoreError::new(Trouble::Unreachable, "its nodes do not tell of changes any more"));
-                }
-            }
         }
     }
 }

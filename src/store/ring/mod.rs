@@ -4,7 +4,6 @@
 //! that one.
 
 mod install;
-mod observe;
 mod points;
 mod roll;
 
@@ -17,9 +16,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use self::install::{Installed, Installer, Right};
-use self::observe::Chorus;
 use self::points::Points;
 pub use self::roll::{List, Node, Outcome, Past, Roll, Step, Told};
+use super::chorus::Chorus;
 use super::parallel::at_once;
 use super::{
     Capabilities, Examination, Inspected, Listing, Observer, Scope, SetUp, Store, StoreError, Trouble, Watch, nodes,
@@ -250,7 +249,7 @@ impl Store for Ring {
             return self.node_of(key).observe(Some(key));
         }
         let observers = self.each(|node| self.may_look(node).and_then(|()| node.observe(None)))?;
-        let chorus = Chorus::new(observers.into_iter().collect::<Result<_, _>>()?);
+        let chorus = Chorus::new(observers.into_iter().collect::<Result<_, _>>()?, 0);
         Ok(Box::new(chorus.map_err(|error| os("cannot start a thread", &error))?))
     }
 

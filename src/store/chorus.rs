@@ -1,4 +1,4 @@
-//! Hearing of all changes at all nodes: one who listens to each, in a thread of its own, and passes it on.
+//! Hearing of all changes at several stores: one who listens to each, in a thread of its own, and passes it on.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,12 +18,18 @@ const WANTED: Duration = Duration::from_secs(1);
 /// What all of them hear.
 pub(super) struct Chorus {
     heard: Receiver<Result<Changed, StoreError>>,
+    /// How many of them may still fail.
+    spare: usize,
     /// Those who listen go on as long as this is there.
     _wanted: Arc<()>,
 }
 
 impl Chorus {
-    pub(super) fn new(observers: Vec<Box<dyn Observer>>) -> io::Result<Self> {
+    /// All that these hear. So many of them may fail before that is an error.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub(super) fn new(observers: Vec<Box<dyn Observer>>, spare: usize) -> io::Result<Self> {
         let (sender, heard) = mpsc::channel();
         let wanted = Arc::new(());
         for observer in observers {
@@ -31,7 +37,7 @@ impl Chorus {
             let listen = move || listen(observer, &sender, &wanted);
             signal::unheard(|| thread::Builder::new().name("listener".into()).spawn(listen))?;
         }
-        Ok(Self { heard, _wanted: wanted })
+        Ok(Self { heard, spare, _wanted: wanted })
     }
 }
 
@@ -56,13 +62,11 @@ impl Observer for Chorus {
             let left = if keys.is_empty() { until.map_or(Duration::MAX, Moment::left) } else { Duration::ZERO };
             match self.heard.recv_timeout(left) {
                 Ok(Ok(Changed::Keys(more))) => keys.extend(more),
+                Ok(Err(_)) if self.spare > 0 => self.spare -= 1,
                 Ok(other) => return other,
                 Err(RecvTimeoutError::Timeout) => return Ok(Changed::Keys(keys)),
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(StoreError::new(
-                        Trouble::Unreachable,
-                        "nobody listens to the nodes of the ring any more",
-                    ));
+                    return Err(StoreError::new(Trouble::Unreachable, "nobody listens to the nodes any more"));
                 }
             }
         }
