@@ -38,7 +38,11 @@ impl Record {
         if let Some(hold) = self.holders.iter().find(|hold| hold.levels.iter().any(|level| level.id == ask.level)) {
             return Answer::Granted(hold.grant());
         }
-        if ask.level != ask.lease {
+        let again = ask.proposal.is_some_and(|proposal| proposal.again);
+        if again && self.hold(ask.lease).is_some() {
+            return self.remember(now, ask);
+        }
+        if ask.level != ask.lease && !again {
             return self.enter_again(now, ask);
         }
         if self.hold(ask.lease).is_some() {
@@ -141,6 +145,16 @@ impl Record {
         let grant = hold.grant();
         self.holders.push(hold);
         grant
+    }
+
+    /// Takes over a level of a lease that others have already.
+    fn remember(&mut self, now: Stamp, ask: &Ask) -> Answer {
+        let ticket = self.next_ticket();
+        let Some(hold) = self.holders.iter_mut().find(|hold| hold.lease == ask.lease) else {
+            return Answer::Refused(Refusal::Lost);
+        };
+        hold.levels.push(Level::new(ask.level, ticket, ask.ttl.map(|ttl| now.after(ttl))));
+        Answer::Granted(hold.grant())
     }
 
     fn enter_again(&mut self, now: Stamp, ask: &Ask) -> Answer {

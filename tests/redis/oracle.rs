@@ -187,7 +187,11 @@ fn votes_agree(program: &'static str) {
             let text = |answer: &dyn std::fmt::Debug| format!("{answer:?}");
             let (model, server) = match poll {
                 Poll::Vote { who, off, again, waits, min_hold, if_fence } => {
+                    // A level of its own, as of a run inside the run.
+                    let inner =
+                        if *again && *min_hold { one_of_the_past(100 + usize::from(*who)).lease } else { lease(*who) };
                     let ask = Ask {
+                        level: inner,
                         patience: if *waits { Patience::SignOfLife(SIGN_OF_LIFE) } else { Patience::None },
                         proposal: Some(Proposal {
                             fence: Fence(now.micros().saturating_add_signed(*off)),

@@ -11,7 +11,7 @@ use super::failover::{Contention, PROCESSES};
 use crate::support::proxy::{Fate, Proxy};
 use crate::support::redis::tls::with_tls;
 use crate::support::redis::{Nodes, PORT, REDIS, Server, VALKEY, new_host, tls};
-use crate::support::{Done, Store, child_of, has, is_alive, wait_for};
+use crate::support::{DLOCK, Done, Store, child_of, has, is_alive, wait_for};
 
 /// What a user of dlock must be allowed besides where its vote is one of several; as README has it.
 pub(crate) const AS_A_VOTER: &str = "+info";
@@ -147,16 +147,61 @@ fn a_node_that_has_forgotten_all_does_not_vote_as_long_as_a_lease_may_live_that_
 }
 
 #[test]
+fn one_who_forgot_a_lease_is_not_trusted_before_all_have_said_how_long_leases_live() {
+    on_nodes(3, |nodes, store| {
+        store.run(&["run", "other", "--ttl", "1s", "--", "true"]).is(0, "", "");
+        let [first, second, _] = &nodes.0[..] else { panic!("there are three") };
+        // One that the third node never heard of, and that lives longer than those of others.
+        let near = Store::new().at(&url(&[&first.host, &second.host, &new_host()]));
+        let lease = near.run(&["acquire", "k", "--ttl", "1m"]);
+        assert!(lease.status.success(), "{lease:#?}");
+        nodes.0[0].kill();
+        nodes.0[0].start_again();
+        // The second one is slow to say so.
+        let proxy = Proxy::to(&nodes.0[1]);
+        let far = Store::new().at(&url(&[&nodes.0[0].host, proxy.host(), &nodes.0[2].host]));
+        let newcomer = ["run", "-n", "k", "--ttl", "1s", "--", "true"];
+        far.run(&newcomer);
+        thread::sleep(Duration::from_millis(1500));
+        for _ in 0..5 {
+            proxy.next("acquire", Fate::Late(Duration::from_millis(100)));
+            far.run(&newcomer).says(75, &["'k' is held"]);
+        }
+    });
+}
+
+#[test]
+fn what_a_node_was_sent_before_it_froze_is_taken_back_when_it_goes_on() {
+    on_nodes(3, |nodes, store| {
+        let holder = store.hold("k");
+        let waiter = store.waiting("k", &[], "true");
+        nodes.0[2].freeze();
+        holder.finish().is(0, "", "");
+        waiter.finish().is(0, "", "");
+        nodes.0[2].thaw();
+        wait_for("the end of all leases there, too", || !has_a_hold(&nodes.0[2]));
+        // It has read all that it was sent.
+        assert!(nodes.0[2].calls("evalsha") > 0 && !has_a_hold(&nodes.0[2]));
+    });
+}
+
+#[test]
 fn a_holder_outlives_all_nodes_one_after_the_other() {
     on_nodes(3, |nodes, store| {
-        let holder = store.holding("k", &SHORT, r#"echo ready; cat >/dev/null; echo "$DLOCK_FENCE""#);
+        let inner = format!("'{DLOCK}' run --ttl 2s k -- sh -c 'echo ready; cat >/dev/null; echo \"$DLOCK_FENCE\"'");
+        let holder = store.holding("k", &SHORT, &inner);
         let fence = store.status("k")["fence"].to_string();
+        let lease = store.run(&["acquire", "script", "--ttl", "20s"]).stdout;
+        let renew = || store.run(&["renew", "script", lease.trim(), "--ttl", "20s"]).is(0, "", "");
         for at in 0..3 {
             nodes.0[at].kill();
             nodes.0[at].start_again();
             assert!(!has_a_hold(&nodes.0[at]));
-            wait_for("the holder to tell the node of its lease", || has_a_hold(&nodes.0[at]));
+            let levels = || nodes.0[at].record("k").values().map(|value| value.matches("until").count()).sum::<usize>();
+            wait_for("both levels to tell the node of their lease", || levels() == 2);
+            renew();
         }
+        renew();
         store.run(&["run", "-n", "k", "--", "true"]).says(75, &["'k' is held"]);
         holder.finish().is(0, &format!("{fence}\n"), "");
         for server in &nodes.0 {

@@ -390,6 +390,24 @@ fn answers_of_a_setup_that_are_lost_change_nothing() {
 }
 
 #[test]
+fn a_first_run_that_was_killed_while_it_set_up_the_ring_leaves_it_to_the_next_one() {
+    if !has(REDIS) {
+        return;
+    }
+    let nodes = Nodes::start(REDIS, 2, &[]);
+    let proxy = Proxy::to(&nodes.0[1]);
+    let store = Store::new().at(&format!("redis+ring://{},{}:{PORT}", nodes.name(0), proxy.host()));
+    proxy.next("close", Fate::Swallowed);
+    let first = Running::start(&mut store.dlock(&["run", "k", "--", "true"]));
+    let is_closed = |server: &Server| server.try_ask::<bool>(&["HEXISTS", "dlock:ring", "for"]).unwrap_or(false);
+    wait_for("two closed nodes", || nodes.0.iter().all(is_closed));
+    first.signal(Signal::SIGKILL);
+    first.finish().died_of(Signal::SIGKILL);
+    store.run(&["run", "k", "--", "true"]).is(0, "", "");
+    assert!(!nodes.0.iter().any(is_closed));
+}
+
+#[test]
 fn each_node_may_have_its_own_password_and_the_rule_for_a_user_is_enough() {
     for program in [REDIS, VALKEY].into_iter().filter(|program| has(program)) {
         let nodes = Nodes::start(program, 3, &[]);

@@ -27,7 +27,7 @@ use super::nodes;
 use super::{Capabilities, Examination, Inspected, Listing, Observer, Scope, Store, StoreError, Trouble, Watch};
 use crate::clock::Moment;
 use crate::model::{
-    Answer, Ask, Ending, Fence, Info, Key, LeaseId, LevelId, Record, Refusal, Released, Renewed, Stamp, Unlocked,
+    Answer, Ask, Ending, Info, Key, LeaseId, LevelId, Record, Refusal, Released, Renewed, Stamp, Unlocked,
 };
 
 /// Once most have answered, the others have as long again, and so much.
@@ -51,8 +51,6 @@ pub struct Quorum {
 /// What is known of the levels that were asked for.
 #[derive(Default)]
 struct State {
-    /// What was agreed to, for nodes that lose it.
-    held: HashMap<LevelId, (Ask, Fence)>,
     /// Those that were given back: a request that comes late must not ask for them again.
     over: HashSet<LevelId>,
     waiting: HashMap<LevelId, wait::Line>,
@@ -94,10 +92,11 @@ impl Quorum {
     /// [`StoreError`] if too few answer.
     fn gather<T: Send + 'static>(
         &self,
+        within: Duration,
         ask: impl Fn(&dyn Voter, Duration) -> Result<T, StoreError> + Send + Sync + 'static,
     ) -> Result<Vec<(usize, T)>, StoreError> {
         let began = Moment::now();
-        let mut until = began.after(self.patience);
+        let mut until = began.after(within);
         let mut round = self.ask_all(until, ask);
         let (mut answers, mut errors) = (Vec::new(), Vec::new());
         while let Some((at, answer)) = round.next(until) {
@@ -116,6 +115,13 @@ impl Quorum {
         }
         answers.sort_unstable_by_key(|(at, _)| *at);
         Ok(answers)
+    }
+
+    /// See [`Store::inspect`].
+    fn look(&self, key: &Key, within: Duration) -> Result<Option<Record>, StoreError> {
+        let asked = key.clone();
+        let seen = self.gather(within, move |node, _| node.inspect(&asked))?;
+        Ok(view::merge(self.nodes.len(), seen.into_iter().map(|(_, record)| record).collect()))
     }
 
     /// Why most nodes cannot be had. If that is more than that they cannot be reached, it will not go over.
@@ -214,7 +220,9 @@ impl Store for Quorum {
             errors.extend(silence(&self.nodes, &round.silent));
             return Err(self.too_few(errors));
         }
-        self.heal(key, level, ttl, lost);
+        if !lost.is_empty() {
+            self.heal(key, level, ttl, &lost);
+        }
         Ok(Renewed::Until(kept.into_iter().min().flatten()))
     }
 
@@ -230,7 +238,6 @@ impl Store for Quorum {
         let mut round = {
             let mut state = self.state();
             state.over.insert(level);
-            state.held.remove(&level);
             state.waiting.remove(&level);
             self.ask_all(until, move |node, within| node.release(&asked, level, ending.clone(), within))
         };
@@ -249,11 +256,14 @@ impl Store for Quorum {
         }
         if heard == self.majority() {
             let has = lock(&self.voted);
-            let all_late = round.hurry(&self.nodes, |at| has.contains(&(at, level)));
+            let all_late = round.hurry_late(&self.nodes, |at| has.contains(&(at, level)));
             drop(has);
-            let until = Moment::now().after(if all_late { PARTING } else { GRACE });
-            while let Some(answered) = round.next(until) {
-                hear(answered);
+            for span in [if all_late { PARTING } else { GRACE }, PARTING] {
+                let until = Moment::now().after(span);
+                while let Some(answered) = round.next(until) {
+                    hear(answered);
+                }
+                round.hurry_all(&self.nodes);
             }
         }
         if answers.len() < self.majority() {
@@ -269,15 +279,13 @@ impl Store for Quorum {
 
     fn revoke(&self, key: &Key, leases: &[LeaseId], force: bool, by: &Info) -> Result<Unlocked, StoreError> {
         let (key, leases, by) = (key.clone(), leases.to_vec(), by.clone());
-        let done = self.gather(move |node, _| node.revoke(&key, &leases, force, &by))?;
+        let done = self.gather(self.patience, move |node, _| node.revoke(&key, &leases, force, &by))?;
         let most = |count: fn(&Unlocked) -> usize| done.iter().map(|(_, done)| count(done)).max().unwrap_or_default();
         Ok(Unlocked { ended: most(|done| done.ended), told: most(|done| done.told) })
     }
 
     fn inspect(&self, key: &Key) -> Result<Option<Record>, StoreError> {
-        let asked = key.clone();
-        let seen = self.gather(move |node, _| node.inspect(&asked))?;
-        Ok(view::merge(self.nodes.len(), seen.into_iter().map(|(_, record)| record).collect()))
+        self.look(key, self.patience)
     }
 
     fn now(&self) -> Stamp {
@@ -286,7 +294,7 @@ impl Store for Quorum {
 
     fn inspect_all(&self, keys: &[Key]) -> Result<Vec<Inspected>, StoreError> {
         let asked = keys.to_vec();
-        let seen = self.gather(move |node, _| node.inspect_all(&asked))?;
+        let seen = self.gather(self.patience, move |node, _| node.inspect_all(&asked))?;
         let mut columns: Vec<_> = seen.into_iter().map(|(at, records)| (at, records.into_iter())).collect();
         let row = |_| {
             let row = columns.iter_mut().filter_map(|(at, records)| Some((*at, records.next()?)));
@@ -303,7 +311,7 @@ impl Store for Quorum {
     }
 
     fn ask_clock(&self) -> Result<Stamp, StoreError> {
-        let clocks = self.gather(|node, _| node.ask_clock())?;
+        let clocks = self.gather(self.patience, |node, _| node.ask_clock())?;
         Ok(view::middle(clocks.into_iter().map(|(_, clock)| clock)))
     }
 
@@ -316,7 +324,7 @@ impl Store for Quorum {
 
     fn list(&self, scope: Scope) -> Result<Listing, StoreError> {
         // A lease is on most nodes, so most nodes know of all leases.
-        let lists = self.gather(move |node, _| node.list(scope))?;
+        let lists = self.gather(self.patience, move |node, _| node.list(scope))?;
         let mut listing = Listing::default();
         for (_, list) in lists {
             listing.keys.extend(list.keys);
@@ -329,7 +337,7 @@ impl Store for Quorum {
 
     fn observe(&self, key: Option<&Key>) -> Result<Box<dyn Observer>, StoreError> {
         let key = key.cloned();
-        let observers = self.gather(move |node, _| node.observe(key.as_ref()))?;
+        let observers = self.gather(self.patience, move |node, _| node.observe(key.as_ref()))?;
         let observers: Vec<_> = observers.into_iter().map(|(_, observer)| observer).collect();
         let spare = observers.len() - self.majority();
         let chorus = Chorus::new(observers, spare);

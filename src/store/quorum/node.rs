@@ -146,13 +146,19 @@ impl<T: Send + 'static> Round<T> {
     /// The answers of those are not worth waiting for any more that had not answered before either, unless there is
     /// something to take back that they `have`. They are asked all the same, if that takes no time. Whether all that are
     /// silent are such.
-    pub(super) fn hurry(&self, nodes: &[Node], have: impl Fn(usize) -> bool) -> bool {
-        let (late, others): (Vec<_>, Vec<_>) = self
-            .asked
-            .iter()
-            .filter(|asked| self.silent.contains(&asked.at))
-            .partition(|asked| asked.late && !have(asked.at));
-        for asked in late {
+    pub(super) fn hurry_late(&self, nodes: &[Node], have: impl Fn(usize) -> bool) -> bool {
+        self.hurry(nodes, |asked| asked.late && !have(asked.at))
+    }
+
+    /// No answer is worth waiting for any more.
+    pub(super) fn hurry_all(&self, nodes: &[Node]) {
+        self.hurry(nodes, |_| true);
+    }
+
+    fn hurry(&self, nodes: &[Node], whom: impl Fn(&&Asked) -> bool) -> bool {
+        let silent = self.asked.iter().filter(|asked| self.silent.contains(&asked.at));
+        let (hurried, others): (Vec<_>, Vec<_>) = silent.partition(whom);
+        for asked in hurried {
             asked.hasty.store(true, Ordering::SeqCst);
             nodes[asked.at].store.hurry(true);
         }

@@ -7,7 +7,7 @@ use super::node::{Round, silence};
 use super::tally::{Tally, Verdict};
 use super::{GRACE, Quorum, Vote, lock, wait};
 use crate::clock::{Deadline, Moment};
-use crate::model::{Answer, Ask, Fence, Grant, Key, LevelId, Patience, Proposal, Refusal};
+use crate::model::{Answer, Ask, Fence, Grant, Hold, Key, LevelId, Patience, Proposal, Refusal};
 use crate::store::{Store as _, StoreError, Trouble};
 
 /// How long to leave the nodes alone, at most, when several have parts of the votes: some rounds, so that the one who
@@ -29,7 +29,7 @@ impl Quorum {
         // What is left is for what comes of it.
         let enough = Moment::now().after(until.left() / 2);
         loop {
-            let Some((at, vote)) = round.next(if tally.may_begin() { enough } else { until }) else {
+            let Some((at, vote)) = round.next(if tally.is_in_doubt() { enough } else { until }) else {
                 tally.errors.extend(silence(&self.nodes, &round.silent));
                 let verdict = tally.judge(true);
                 return Some((tally, verdict));
@@ -145,11 +145,16 @@ impl Quorum {
         if state.over.contains(&ask.level) {
             return Answer::Refused(Refusal::Lost);
         }
-        state.held.insert(ask.level, (ask.clone(), grant.fence));
-        drop(state);
         // Where we still wait in line we are to be a holder, too: a node that is free offers the key to others.
         let queued = tally.votes.iter().filter(|(_, vote)| matches!(vote.answer, Answer::Queued(_)));
-        self.heal(key, ask.level, ask.ttl.unwrap_or_default(), queued.map(|(at, _)| *at).collect());
+        let proposal = Some(Proposal { fence: grant.fence, again: true });
+        let ask = Ask { proposal, patience: Patience::None, if_fence: None, ..ask.clone() };
+        let until = Moment::now().after(ask.ttl.unwrap_or_default() / 4);
+        self.ask_for_votes(key, &ask, queued.map(|(at, _)| *at), until);
+        for (at, life) in tally.proved() {
+            let life = life.to_owned();
+            Round::begin(&self.nodes, [at], until, move |node, within| node.found(&life, within));
+        }
         Answer::Granted(grant)
     }
 
@@ -192,16 +197,37 @@ impl Quorum {
         Ok(self.inspect(key)?.map_or_else(Fence::default, |record| record.fence))
     }
 
-    /// Gives a lease to nodes that lost it, or that were not asked or did not answer when it was given: what most have
-    /// may not be in danger because one after the other is started anew.
-    pub(super) fn heal(&self, key: &Key, level: LevelId, ttl: Duration, whom: Vec<usize>) {
-        // Until they are asked nobody may give the lease back.
+    /// Gives a level of a lease to nodes that lost it, or that were not asked or did not answer when it was given: what
+    /// most have may not be in danger because one after the other is started anew.
+    pub(super) fn heal(&self, key: &Key, level: LevelId, ttl: Duration, whom: &[usize]) {
+        let within = ttl / 8;
+        // If they do not tell now, the next beat comes in time.
+        let Ok(Some(record)) = self.look(key, within) else { return };
+        let has_it = |hold: &&Hold| hold.levels.iter().any(|other| other.id == level);
+        let Some(hold) = record.holders.iter().find(has_it) else { return };
+        let ask = Ask {
+            lease: hold.lease,
+            level,
+            mode: hold.mode,
+            ttl: Some(ttl),
+            patience: Patience::None,
+            if_fence: None,
+            proposal: Some(Proposal { fence: hold.fence, again: true }),
+            min_hold: hold.hold_until.map_or(Duration::ZERO, |until| until.since(self.now())),
+            max_reentry: 0,
+            attended: hold.attended,
+            info: hold.info.clone(),
+        };
+        // Until they are asked nobody may give it back.
         let state = self.state();
-        let held = state.held.get(&level).cloned();
-        let Some((ask, fence)) = held.filter(|_| !whom.is_empty()) else { return };
-        let proposal = Some(Proposal { fence, again: true });
-        let ask = Ask { proposal, ttl: Some(ttl), patience: Patience::None, if_fence: None, ..ask };
-        self.ask_for_votes(key, &ask, whom, Moment::now().after(ttl / 4));
+        if state.over.contains(&level) {
+            return;
+        }
+        let mut round = self.ask_for_votes(key, &ask, whom.iter().copied(), Moment::now().after(within));
+        drop(state);
+        // Whoever only renews is gone in a moment.
+        let until = Moment::now().after(GRACE);
+        while round.next(until).is_some() {}
     }
 }
 

@@ -76,11 +76,23 @@ impl Tally {
         })
     }
 
-    /// Whether those are new that would decide it: then it is worth to wait for those who are slow, and may remember
-    /// what the others have forgotten.
-    pub(super) fn may_begin(&self) -> bool {
+    /// Whether those would decide it who are new, or trusted only as far as is known of leases: then it is worth to wait
+    /// for those who are slow, and may remember what the others have forgotten.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.may_begin() || self.agreed().filter(|(_, vote, _)| self.is_trusted(vote)).count() >= majority(self.nodes)
+    }
+
+    fn may_begin(&self) -> bool {
         let new = self.votes.iter().filter(|(_, vote)| vote.tenure.origin == Origin::New).count();
         new >= majority(self.nodes) && !self.votes.iter().any(|(_, vote)| self.is_trusted(vote))
+    }
+
+    /// Those who have forgotten nothing by now, if all have said for how long leases live.
+    pub(super) fn proved(&self) -> impl Iterator<Item = (usize, &str)> {
+        let all = self.votes.len() == self.nodes;
+        let proved =
+            move |vote: &&(usize, Vote)| all && self.is_trusted(&vote.1) && vote.1.tenure.origin != Origin::Founder;
+        self.votes.iter().filter(proved).map(|(at, vote)| (*at, &*vote.tenure.life))
     }
 
     /// Judges by the votes that are in. There may be more to come, or not: `all_in`.
@@ -89,7 +101,8 @@ impl Tally {
         let counted: Vec<Grant> =
             self.agreed().filter(|(_, vote, _)| self.is_trusted(vote)).map(|(.., grant)| grant).collect();
         if let Some(grant) = counted.first().filter(|_| counted.len() >= enough) {
-            return Verdict::Won(*grant);
+            let sure = self.agreed().filter(|(_, vote, _)| vote.tenure.is_beyond_doubt()).count();
+            return if all_in || sure >= enough { Verdict::Won(*grant) } else { Verdict::Open };
         }
         if self.may_begin() && all_in {
             let lives = self.votes.iter().filter(|(_, vote)| vote.tenure.origin == Origin::New);
@@ -161,7 +174,9 @@ impl Tally {
         for hold in seen {
             by_lease.entry(hold.lease).or_insert((0, hold)).0 += 1;
         }
-        let unheard = self.nodes - self.votes.len();
+        // Whoever may have forgotten a lease does not say that there is none.
+        let says = |(_, vote): &&(usize, Vote)| matches!(vote.answer, Answer::Busy(..)) || self.is_trusted(vote);
+        let unheard = self.nodes - self.votes.iter().filter(says).count();
         let may_hold = |(count, _): &(usize, &Hold)| count + unheard >= majority(self.nodes);
         let mut holders: Vec<_> = by_lease.into_values().filter(may_hold).collect();
         holders.sort_unstable_by_key(|(count, hold)| (std::cmp::Reverse(*count), hold.lease));

@@ -31,6 +31,14 @@ fn holders(records: &[Record], is_so: impl Fn(usize) -> bool) -> Vec<Hold> {
             Some((count, known)) => {
                 *count += 1;
                 known.revoked |= hold.revoked;
+                // A node that lost it was told of it again.
+                known.granted_at = known.granted_at.min(hold.granted_at);
+                known.asked_at = known.asked_at.min(hold.asked_at);
+                for level in &hold.levels {
+                    if known.levels.iter().all(|other| other.id != level.id) {
+                        known.levels.push(level.clone());
+                    }
+                }
             }
             None => holders.push((1, hold.clone())),
         }

@@ -64,8 +64,17 @@ pub enum Origin {
     Founder,
 }
 
+/// Whoever has been there for so long is not asked any more what he may have forgotten before.
+const OLD: Duration = Duration::from_secs(3600);
+
 impl Tenure {
     /// Whether it can have forgotten no lease that may still count, by what it knows.
+    #[must_use]
+    pub fn is_beyond_doubt(&self) -> bool {
+        self.origin == Origin::Founder || self.age >= OLD
+    }
+
+    /// The same, if no lease that it may have forgotten lives longer than this.
     #[must_use]
     pub fn is_trusted(&self, longest: Duration) -> bool {
         self.origin == Origin::Founder || self.age >= longest

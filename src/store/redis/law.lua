@@ -329,9 +329,16 @@ local function acquire(ask)
     changed['h:' .. hold.lease] = hold
     return granted(hold)
   end
-  if ask.level ~= ask.lease then return enter_again(ask) end
+  hold = find(ask.lease)
+  if ask.again and hold then
+    -- Takes over a level of a lease that others have already.
+    hold.levels[#hold.levels + 1] = {id = ask.level, ticket = next_ticket(), ['until'] = later(ask.ttl)}
+    changed['h:' .. hold.lease] = hold
+    return granted(hold)
+  end
+  if ask.level ~= ask.lease and not ask.again then return enter_again(ask) end
   -- Its first level has ended and other levels or the cooling go on: a late echo of its request.
-  if find(ask.lease) then return {'refused', 'lost'} end
+  if hold then return {'refused', 'lost'} end
   if contradicts(ask) then return {'refused', 'fence', int(fence)} end
   local ticket, admitted = admits(ask)
   if admitted and not (ask.if_fence and #holds > 0) then

@@ -21,7 +21,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::points::Points;
-use super::roll::{List, Node, Outcome, Past, Roll, Step};
+use super::roll::{List, Node, Outcome, Past, Roll, Step, Told};
 use crate::model::{Key, Stamp};
 use crate::store::{Scope, StoreError, Trouble};
 
@@ -265,6 +265,12 @@ impl Places {
         keys.retain(|key| self.of_key(key) != name);
         keys
     }
+}
+
+/// Whether a node is closed for a list by somebody who was not heard of for so long that he is dead, and knows no other.
+pub(super) fn is_forsaken(told: &Told, list: &List) -> bool {
+    let is_dead = told.roll.silence(told.now).is_some_and(|silence| silence >= KEEP.1);
+    is_dead && told.roll.lists().iter().all(|other| other == list)
 }
 
 fn keep(node: &dyn Node, by: &str) -> Result<(), StoreError> {

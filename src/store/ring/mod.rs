@@ -79,6 +79,13 @@ impl Ring {
         self.installer(Right::First, &connect)?.install(&|| false).map(drop)
     }
 
+    /// Whether a node is closed, to be opened for our list, by somebody who died before he came to that: say a first run.
+    fn is_forsaken(&self, node: &dyn Node, error: &StoreError) -> bool {
+        error.trouble == Trouble::Unreachable
+            && !error.maybe_done
+            && node.step(Step::Look).is_ok_and(|told| install::is_forsaken(&told, &self.list))
+    }
+
     /// What each node answers, in their order. One that is silent takes no time from the others.
     fn each<T: Send>(&self, ask: impl Fn(&dyn Node) -> T + Sync) -> Result<Vec<T>, StoreError> {
         at_once(&self.nodes, |node| ask(&**node)).map_err(|error| os("cannot start a thread", &error))
@@ -133,7 +140,7 @@ impl Store for Ring {
         let until = Moment::now().after(within);
         let node = self.node_of(key);
         match node.acquire(key, ask, within) {
-            Err(error) if error.trouble == Trouble::Unprepared => {
+            Err(error) if error.trouble == Trouble::Unprepared || self.is_forsaken(node, &error) => {
                 self.begin(until.left()).map_err(StoreError::before_anything)?;
                 node.acquire(key, ask, until.left())
             }
