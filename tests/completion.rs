@@ -111,8 +111,9 @@ fn complete(terminal: &mut Terminal, line: &str) -> String {
         let screen = terminal.await_screen(|screen| screen.trim_end().ends_with('Z'));
         terminal.types(BACK);
         terminal.await_screen(|screen| !screen.trim_end().ends_with('Z'));
-        let last = screen.lines().last().expect("there is a line").trim_end_matches('Z').to_owned();
-        if !last.ends_with(line) {
+        let last = screen.trim_end().lines().last().expect("there is a line").trim_end_matches('Z').to_owned();
+        // What clears the line is not shown.
+        if !last.ends_with(line.trim_start_matches('\u{15}')) {
             return last;
         }
     }

@@ -33,8 +33,9 @@ use crate::model::{
 /// Once most have answered, the others have as long again, and so much.
 const GRACE: Duration = Duration::from_millis(20);
 
-/// How long a node that is late anyway gets to send, without an answer, that a lease has ended.
-const PARTING: Duration = Duration::from_millis(2);
+/// How long it may take to send, without an answer, that a lease has ended: to a node that is late anyway and has nothing
+/// of it as far as is known, and to one that may have.
+const PARTING: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
 /// A lease that most nodes agree to.
 pub struct Quorum {
@@ -258,8 +259,9 @@ impl Store for Quorum {
             let has = lock(&self.voted);
             let all_late = round.hurry_late(&self.nodes, |at| has.contains(&(at, level)));
             drop(has);
-            for span in [if all_late { PARTING } else { GRACE }, PARTING] {
-                let until = Moment::now().after(span);
+            let spans: &[Duration] = if all_late { &[PARTING.0] } else { &[GRACE, PARTING.1] };
+            for span in spans {
+                let until = Moment::now().after(*span);
                 while let Some(answered) = round.next(until) {
                     hear(answered);
                 }
