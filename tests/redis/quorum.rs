@@ -164,7 +164,7 @@ fn one_who_forgot_a_lease_is_not_trusted_before_all_have_said_how_long_leases_li
         far.run(&newcomer);
         thread::sleep(Duration::from_millis(1500));
         for _ in 0..5 {
-            proxy.next("acquire", Fate::Late(Duration::from_millis(100)));
+            proxy.next("acquire", Fate::Late(Duration::from_millis(50)));
             far.run(&newcomer).says(75, &["'k' is held"]);
         }
     });

@@ -26,10 +26,10 @@ impl Quorum {
             }
             self.ask_for_votes(key, ask, 0..self.nodes.len(), until)
         };
-        // What is left is for what comes of it.
+        // What is left of that is for founding the quorum.
         let enough = Moment::now().after(until.left() / 2);
         loop {
-            let Some((at, vote)) = round.next(if tally.is_in_doubt() { enough } else { until }) else {
+            let Some((at, vote)) = round.next(if tally.may_begin() { enough } else { until }) else {
                 tally.errors.extend(silence(&self.nodes, &round.silent));
                 let verdict = tally.judge(true);
                 return Some((tally, verdict));

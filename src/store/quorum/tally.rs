@@ -76,13 +76,9 @@ impl Tally {
         })
     }
 
-    /// Whether those would decide it who are new, or trusted only as far as is known of leases: then it is worth to wait
-    /// for those who are slow, and may remember what the others have forgotten.
-    pub(super) fn is_in_doubt(&self) -> bool {
-        self.may_begin() || self.agreed().filter(|(_, vote, _)| self.is_trusted(vote)).count() >= majority(self.nodes)
-    }
-
-    fn may_begin(&self) -> bool {
+    /// Whether those are new who would decide it: then it is worth to wait for those who are slow, and may remember what the
+    /// others have forgotten.
+    pub(super) fn may_begin(&self) -> bool {
         let new = self.votes.iter().filter(|(_, vote)| vote.tenure.origin == Origin::New).count();
         new >= majority(self.nodes) && !self.votes.iter().any(|(_, vote)| self.is_trusted(vote))
     }
@@ -102,6 +98,7 @@ impl Tally {
             self.agreed().filter(|(_, vote, _)| self.is_trusted(vote)).map(|(.., grant)| grant).collect();
         if let Some(grant) = counted.first().filter(|_| counted.len() >= enough) {
             let sure = self.agreed().filter(|(_, vote, _)| vote.tenure.is_beyond_doubt()).count();
+            // Who is slow may know of a lease that lives longer than those that the others have heard of.
             return if all_in || sure >= enough { Verdict::Won(*grant) } else { Verdict::Open };
         }
         if self.may_begin() && all_in {
