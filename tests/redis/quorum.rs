@@ -295,9 +295,9 @@ fn a_run_asks_each_node_twice() {
 
 #[test]
 fn of_those_who_do_not_wait_one_gets_a_key_that_is_free() {
-    on_nodes(3, |_, store| {
+    on_nodes(3, |nodes, store| {
         for round in 0..20 {
-            let run = || store.run(&["run", "-n", "k", "--", "sleep", "0.3"]);
+            let run = || store.run(&["run", "-n", "k", "--ttl", "5m", "--", "sleep", "0.3"]);
             let runs: Vec<Done> = thread::scope(|scope| {
                 let all: Vec<_> = (0..PROCESSES).map(|_| scope.spawn(run)).collect();
                 all.into_iter().map(|thread| thread.join().expect("it only runs dlock")).collect()
@@ -305,6 +305,8 @@ fn of_those_who_do_not_wait_one_gets_a_key_that_is_free() {
             let got = runs.iter().filter(|done| done.status.success()).count();
             assert_eq!(got, 1, "round {round}: {runs:#?}");
             assert!(runs.iter().all(|done| [Some(0), Some(75)].contains(&done.status.code())), "{runs:#?}");
+            // Whoever had a part of the votes has given it back.
+            wait_for("nobody to have anything", || !nodes.0.iter().any(has_a_hold));
         }
     });
 }

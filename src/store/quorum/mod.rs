@@ -140,6 +140,22 @@ impl Quorum {
         if errors.iter().all(|(_, error)| !error.maybe_done) { error.before_anything() } else { error }
     }
 
+    /// Sees to it that nodes have been sent what was asked of them at the end of a level, since this process may end, too.
+    /// Those that are late are not waited for.
+    fn part(&self, round: &mut Round<Released>, level: LevelId, mut hear: impl FnMut(Answered<Released>)) {
+        let has = lock(&self.voted);
+        let all_late = round.hurry_late(&self.nodes, |at| has.contains(&(at, level)));
+        drop(has);
+        let spans: &[Duration] = if all_late { &[PARTING.0] } else { &[GRACE, PARTING.1] };
+        for span in spans {
+            let until = Moment::now().after(*span);
+            while let Some(answered) = round.next(until) {
+                hear(answered);
+            }
+            round.hurry_all(&self.nodes);
+        }
+    }
+
     /// Enters a lease again, on all nodes that have it.
     fn enter_again(&self, key: &Key, ask: &Ask, within: Duration) -> Result<Answer, StoreError> {
         let until = Moment::now().after(within);
@@ -256,17 +272,7 @@ impl Store for Quorum {
             }
         }
         if heard == self.majority() {
-            let has = lock(&self.voted);
-            let all_late = round.hurry_late(&self.nodes, |at| has.contains(&(at, level)));
-            drop(has);
-            let spans: &[Duration] = if all_late { &[PARTING.0] } else { &[GRACE, PARTING.1] };
-            for span in spans {
-                let until = Moment::now().after(*span);
-                while let Some(answered) = round.next(until) {
-                    hear(answered);
-                }
-                round.hurry_all(&self.nodes);
-            }
+            self.part(&mut round, level, hear);
         }
         if answers.len() < self.majority() {
             errors.extend(silence(&self.nodes, &round.silent));

@@ -7,7 +7,7 @@ use super::node::{Round, silence};
 use super::tally::{Tally, Verdict};
 use super::{GRACE, Quorum, Vote, lock, wait};
 use crate::clock::{Deadline, Moment};
-use crate::model::{Answer, Ask, Fence, Grant, Hold, Key, LevelId, Patience, Proposal, Refusal};
+use crate::model::{Answer, Ask, Fence, Grant, Hold, Key, LevelId, Patience, Proposal, Refusal, Released};
 use crate::store::{Store as _, StoreError, Trouble};
 
 /// How long to leave the nodes alone, at most, when several have parts of the votes: some rounds, so that the one who
@@ -62,10 +62,10 @@ impl Quorum {
     }
 
     /// Takes back what was asked for. Nobody waits for that: a node does one thing after the other.
-    fn withdraw(&self, key: &Key, level: LevelId, whom: impl IntoIterator<Item = usize>) {
+    fn withdraw(&self, key: &Key, level: LevelId, whom: impl IntoIterator<Item = usize>) -> Round<Released> {
         let key = key.clone();
         let until = Moment::now().after(self.patience);
-        Round::begin(&self.nodes, whom, until, move |node, within| node.withdraw(&key, level, within));
+        Round::begin(&self.nodes, whom, until, move |node, within| node.withdraw(&key, level, within))
     }
 
     /// Takes back all but the places in queues.
@@ -125,7 +125,8 @@ impl Quorum {
                     return Ok(Answer::Queued(ahead));
                 }
                 verdict => {
-                    self.withdraw(key, ask.level, 0..self.nodes.len());
+                    let mut round = self.withdraw(key, ask.level, 0..self.nodes.len());
+                    self.part(&mut round, ask.level, drop);
                     return match verdict {
                         Verdict::Busy(holders, waiting) => Ok(Answer::Busy(holders, waiting)),
                         Verdict::Split | Verdict::TooLow(_) => Ok(Answer::Busy(Vec::new(), 0)),
