@@ -321,7 +321,8 @@ impl Store for RedisStore {
     }
 
     fn acquire(&self, key: &Key, ask: &Ask, within: Duration) -> Result<Answer, StoreError> {
-        let asked = self.ask_for(key, ask, within);
+        let waits = ask.patience != Patience::None && self.router.has_others();
+        let asked = self.ask_for(key, ask, if waits { within.min(wait::TRY) } else { within });
         let heard = Moment::now();
         let answer = asked.and_then(|answered| answered.read(Reply::answer));
         Ok(self.heed(ask, answer.map_err(|failure| self.error(failure))?, heard))

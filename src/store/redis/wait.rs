@@ -38,6 +38,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// which those are first who have had their turn.
 const SUCCESSION: Duration = Duration::from_secs(2);
 
+/// How long one who waits asks a server for the key whose place another one may take, which is asked for then: whoever
+/// hangs at one that froze is not there when the other offers the key.
+pub(super) const TRY: Duration = Duration::from_secs(1);
+
 /// How often one who sleeps is sent on to another server before that is taken for an error.
 const HOPS: usize = 4;
 
