@@ -14,10 +14,10 @@ use nix::unistd::Pid;
 
 use crate::support::journal::Journal;
 use crate::support::{
-    DLOCK, Done, Running, Store, child_of, command, finish, has, is_alive, on_whole_stores, skipped, wait_for,
+    DLOCK, Done, Running, Store, child_of, command, finish, has, is_alive, on_every_store, skipped, wait_for,
 };
 
-on_whole_stores![
+on_every_store![
     inside_a_run_the_fence_is_that_of_the_run,
     who_lost_its_lock_and_does_not_know_is_refused_by_what_it_writes_to,
 ];

@@ -77,10 +77,11 @@ fn a_span_of_time_that_is_none_or_makes_no_sense_is_refused() {
 #[test]
 fn bad_usage_is_one_line_that_names_what_is_wrong() {
     let store = Store::new();
-    let cases: [(&[&str], &str); 20] = [
+    let cases: [(&[&str], &str); 21] = [
         (&[], "a verb is missing"),
         (&["walk"], "unrecognized verb 'walk'"),
         (&["histroy"], "a similar verb exists: 'history'"),
+        (&["statsu"], "some similar verbs exist: 'setup', 'status'"),
         (&["fence"], "<KEY>"),
         (&["fence", "a", "b"], "'b'"),
         (&["run"], "<KEY>"),

@@ -7,9 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::support::schema::python;
-use crate::support::{Store, finish, on_whole_stores, wait_for};
+use crate::support::{Store, finish, on_every_store, on_every_store_with_order, wait_for};
 
-on_whole_stores![
+on_every_store![
     the_text_is_what_both_parsers_of_prometheus_read,
     a_time_that_is_forgotten_or_never_was_is_missing,
     what_ended_by_itself_or_was_taken_is_counted,
@@ -17,7 +17,7 @@ on_whole_stores![
     a_store_without_keys_has_metrics_without_values,
 ];
 
-on_whole_stores![a_key_has_the_facts_that_status_has,];
+on_every_store_with_order![a_key_has_the_facts_that_status_has];
 
 /// Reads `OpenMetrics` and the older text format of Prometheus, and tells what is in it.
 const READ: &str = r"

@@ -18,7 +18,7 @@ on_every_store![
     a_fence_that_has_moved_on_is_refused,
 ];
 
-on_every_store_with_order![shared_enters_exclusive_and_exclusive_does_not_enter_shared,];
+on_every_store_with_order![shared_enters_exclusive_and_exclusive_does_not_enter_shared];
 
 /// `dlock run k` so many times inside each other, and then `last`.
 fn nested(depth: usize, last: &str) -> Vec<String> {

@@ -12,9 +12,9 @@ use nix::unistd::mkfifo;
 use serde_json::Value;
 
 use crate::support::schema::assert_schema;
-use crate::support::{DLOCK, Done, Running, Store, child_of, command, finish, is_alive, on_whole_stores, wait_for};
+use crate::support::{DLOCK, Done, Running, Store, child_of, command, finish, is_alive, on_every_store, wait_for};
 
-on_whole_stores![
+on_every_store![
     a_command_that_ran_is_reported_with_how_it_ended,
     one_who_did_not_get_the_key_reports_who_has_it,
     one_who_compared_in_vain_reports_that_it_was_busy,

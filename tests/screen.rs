@@ -201,9 +201,9 @@ mod watched_by_programs {
     use serde_json::Value;
 
     use super::{Duration, Running, Signal, Stdio, Store, kill};
-    use crate::support::on_whole_stores;
+    use crate::support::on_every_store;
 
-    on_whole_stores![
+    on_every_store![
         each_change_is_an_object_of_a_line,
         what_comes_and_goes_at_once_is_told_by_its_events,
         only_what_was_asked_for_is_told,

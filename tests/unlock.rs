@@ -23,7 +23,7 @@ on_every_store![
     a_lost_lease_that_may_be_passed_over_leaves_the_command_alone_and_still_exits_76,
 ];
 
-on_every_store_with_order![of_several_holders_only_the_named_one_is_stopped,];
+on_every_store_with_order![of_several_holders_only_the_named_one_is_stopped];
 
 /// A command that ignores TERM, and a child of it that does, too, in a session of its own.
 const STUBBORN: &str = "trap '' TERM; setsid sleep 1000 & echo $! >pid; echo ready; while :; do sleep 0.05; done";

@@ -176,8 +176,8 @@ fn votes_agree(program: &'static str) {
     let store = RedisStore::voter(&address, WITHIN);
     let key = Key::parse("k").expect("a letter is a key");
     let ttl = Duration::from_secs(2);
-    let config = ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() };
-    let outcome = TestRunner::new(config).run(&proptest::collection::vec(poll(), 1..60), |polls| {
+    let config = ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };
+    let outcome = TestRunner::new(config).run(&proptest::collection::vec(poll(), 1..200), |polls| {
         server.ask(&["FLUSHALL"]);
         let mut record = Record::new(key.clone());
         let mut now = Stamp::from_micros(1_700_000_000_000_000);
@@ -246,10 +246,10 @@ fn lua_and_model_agree_on_redis() {
 
 #[test]
 fn lua_and_model_agree_on_redis_6() {
-    agree(REDIS_6, 60);
+    agree(REDIS_6, 200);
 }
 
 #[test]
 fn lua_and_model_agree_on_valkey() {
-    agree(VALKEY, 60);
+    agree(VALKEY, 200);
 }

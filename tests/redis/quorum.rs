@@ -212,7 +212,7 @@ fn a_holder_outlives_all_nodes_one_after_the_other() {
 
 #[test]
 fn fences_rise_in_the_order_of_grants_even_if_nodes_lose_leases() {
-    const RUNS: usize = 40;
+    const RUNS: usize = 125;
     on_nodes(3, |nodes, store| {
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("it is not 1970").as_nanos();
         let script = r#"date "+$DLOCK_FENCE %s%N""#;

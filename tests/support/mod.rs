@@ -71,12 +71,6 @@ macro_rules! on_every_store_with_order {
 
         #[cfg(feature = "redis")]
         #[test]
-        fn sentinel() {
-            $crate::support::redis::on_a_share($crate::support::Store::on_sentinels, super::$promise);
-        }
-
-        #[cfg(feature = "redis")]
-        #[test]
         fn ring() {
             $crate::support::redis::on_a_share($crate::support::Store::on_ring, super::$promise);
         }
@@ -84,8 +78,8 @@ macro_rules! on_every_store_with_order {
 }
 pub(crate) use on_every_store_with_order;
 
-/// The same on a server, a cluster and a directory alone, for what is shown and written down: how the server of a key is
-/// found says nothing new of that.
+/// The same without stores that are made of several, for what is shown and written down: where keys are says nothing
+/// new of that.
 macro_rules! on_whole_stores {
     ($($promise:ident),+ $(,)?) => {
         $(mod $promise {
@@ -99,6 +93,12 @@ macro_rules! on_whole_stores {
         #[test]
         fn valkey() {
             $crate::support::redis::on_a_server($crate::support::redis::VALKEY, super::$promise);
+        }
+
+        #[cfg(feature = "redis")]
+        #[test]
+        fn sentinel() {
+            $crate::support::redis::on_a_share($crate::support::Store::on_sentinels, super::$promise);
         }
 
         #[cfg(feature = "redis")]
