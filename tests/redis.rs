@@ -6,7 +6,7 @@ mod cluster;
 mod cost;
 mod doctor;
 mod doctor_of_groups;
-mod doctor_of_ring;
+mod doctor_of_nodes;
 mod failover;
 mod freeze;
 mod groups;

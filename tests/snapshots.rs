@@ -351,7 +351,8 @@ fn what_the_doctor_says(store: &Store) {
     let kind = match store.url().split_once("://") {
         Some(("redis+sentinel", _)) => "sentinel",
         Some(("redis+cluster", _)) => "cluster",
-        Some(("redis+ring" | "redis+quorum", _)) => "nodes",
+        Some(("redis+ring", _)) => "ring",
+        Some(("redis+quorum", _)) => "quorum",
         Some(_) => "timed",
         None => "file",
     };

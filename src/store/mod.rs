@@ -4,13 +4,13 @@
 //! changes it as a whole; [`Ledger`] makes a `Store` of it by running the law of [`crate::model`] inside
 //! [`Register::transact`].
 
-#[cfg(feature = "redis")]
-mod chorus;
 mod examine;
 mod file;
 mod ledger;
 #[cfg(feature = "redis")]
 mod nodes;
+#[cfg(feature = "redis")]
+mod observers;
 #[cfg(feature = "redis")]
 mod parallel;
 #[cfg(feature = "redis")]

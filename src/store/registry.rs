@@ -192,7 +192,7 @@ pub fn open(url: &Url, intent: Intent, patience: Duration) -> Result<Arc<dyn Sto
         #[cfg(feature = "redis")]
         Url::Quorum(nodes) => {
             let voter = |address: &Address| Arc::new(RedisStore::voter(address, patience)) as Arc<dyn Voter>;
-            let voters = nodes.addresses().iter().map(|address| (address.to_string(), voter(address)));
+            let voters = nodes.addresses().iter().map(voter);
             Ok(Arc::new(Quorum::new(voters, nodes.identity(), nodes.to_string(), patience)))
         }
     }

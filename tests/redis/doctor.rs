@@ -46,6 +46,14 @@ fn a_server_with(options: &[&str], severity: &str, words: &[&str]) {
     });
 }
 
+/// Checks that nothing is found. The report.
+#[track_caller]
+pub(super) fn is_sound(url: &str) -> Value {
+    let report = read(&doctor(url));
+    assert_eq!(report["findings"], Value::Array(Vec::new()), "{report:#}");
+    report
+}
+
 /// Whether a report has such a finding.
 pub(super) fn has_finding(report: &Value, severity: &str, words: &str) -> bool {
     let such =

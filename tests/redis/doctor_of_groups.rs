@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::access::{EXAMINE, RULE};
-use super::doctor::{SOUND, doctor, has_finding, is_left_alone, moved, on_each};
+use super::doctor::{SOUND, doctor, has_finding, is_left_alone, is_sound, moved, on_each};
 use crate::doctor::{finds, read};
 use crate::support::proxy::{Fate, Proxy};
 use crate::support::redis::{Cluster, PORT, REDIS, Sentinels, Server, Setup, VALKEY};
@@ -42,13 +42,6 @@ fn ask_all<'a>(servers: impl IntoIterator<Item = &'a Server>, words: &[&str]) {
     for server in servers {
         server.ask(words);
     }
-}
-
-#[track_caller]
-fn is_sound(url: &str) -> Value {
-    let report = read(&doctor(url));
-    assert_eq!(report["findings"], Value::Array(Vec::new()), "{report:#}");
-    report
 }
 
 /// Checks that something like that is among what is found.

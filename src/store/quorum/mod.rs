@@ -22,8 +22,8 @@ use node::{Answered, Node, Round, silence};
 use tally::majority;
 pub use voter::{Origin, Tenure, Vote, Voter};
 
-use super::chorus::Chorus;
 use super::nodes;
+use super::observers::Observers;
 use super::{Capabilities, Examination, Inspected, Listing, Observer, Scope, Store, StoreError, Trouble, Watch};
 use crate::clock::Moment;
 use crate::model::{
@@ -58,15 +58,15 @@ struct State {
 }
 
 impl Quorum {
-    /// The quorum of these nodes, each with what messages call it. What has no limit of its own may take `patience`.
+    /// The quorum of these nodes. What has no limit of its own may take `patience`.
     #[must_use]
     pub fn new(
-        nodes: impl IntoIterator<Item = (String, Arc<dyn Voter>)>,
+        nodes: impl IntoIterator<Item = Arc<dyn Voter>>,
         identity: String,
         name: String,
         patience: Duration,
     ) -> Self {
-        let nodes = nodes.into_iter().map(|(name, store)| Node::new(name, store)).collect();
+        let nodes = nodes.into_iter().map(Node::new).collect();
         Self { nodes, identity, name, patience, state: Mutex::default(), voted: Arc::default() }
     }
 
@@ -142,7 +142,7 @@ impl Quorum {
 
     /// Sees to it that nodes have been sent what was asked of them at the end of a level, since this process may end, too.
     /// Those that are late are not waited for.
-    fn part(&self, round: &mut Round<Released>, level: LevelId, mut hear: impl FnMut(Answered<Released>)) {
+    fn send_off(&self, round: &mut Round<Released>, level: LevelId, mut hear: impl FnMut(Answered<Released>)) {
         let has = lock(&self.voted);
         let all_late = round.hurry_late(&self.nodes, |at| has.contains(&(at, level)));
         drop(has);
@@ -272,7 +272,7 @@ impl Store for Quorum {
             }
         }
         if heard == self.majority() {
-            self.part(&mut round, level, hear);
+            self.send_off(&mut round, level, hear);
         }
         if answers.len() < self.majority() {
             errors.extend(silence(&self.nodes, &round.silent));
@@ -348,8 +348,8 @@ impl Store for Quorum {
         let observers = self.gather(self.patience, move |node, _| node.observe(key.as_ref()))?;
         let observers: Vec<_> = observers.into_iter().map(|(_, observer)| observer).collect();
         let spare = observers.len() - self.majority();
-        let chorus = Chorus::new(observers, spare);
-        Ok(Box::new(chorus.map_err(|error| StoreError::new(Trouble::Os, format!("cannot start a thread: {error}")))?))
+        let all = Observers::new(observers, spare);
+        Ok(Box::new(all.map_err(|error| StoreError::new(Trouble::Os, format!("cannot start a thread: {error}")))?))
     }
 
     fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {

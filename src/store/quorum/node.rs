@@ -18,8 +18,6 @@ const STACK: usize = 512 << 10;
 
 /// One of several independent stores.
 pub(super) struct Node {
-    /// As messages call it: `node 2 (10.0.0.6:6379)`.
-    pub(super) name: String,
     pub(super) store: Arc<dyn Voter>,
     /// Where its thread takes its work from, once there is one.
     work: Mutex<Option<Sender<Job>>>,
@@ -56,8 +54,8 @@ struct Asked {
 pub(super) type Answered<T> = (usize, Result<T, StoreError>);
 
 impl Node {
-    pub(super) fn new(name: String, store: Arc<dyn Voter>) -> Self {
-        Self { name, store, work: Mutex::default(), undone: Arc::default() }
+    pub(super) fn new(store: Arc<dyn Voter>) -> Self {
+        Self { store, work: Mutex::default(), undone: Arc::default() }
     }
 
     /// Has something asked; whether something else was still to be answered.
@@ -125,7 +123,7 @@ impl<T: Send + 'static> Round<T> {
             match nodes[at].enqueue(job) {
                 Ok(late) => asked.push(Asked { at, late, hasty }),
                 Err(error) => {
-                    let error = StoreError::new(Trouble::Os, format_args!("{}: {error}", nodes[at].name));
+                    let error = StoreError::new(Trouble::Os, format_args!("{}: {error}", nodes[at].store.describe()));
                     let _ = sender.send((at, Err(error)));
                 }
             }
@@ -168,6 +166,6 @@ impl<T: Send + 'static> Round<T> {
 
 /// The errors of those who did not answer in time.
 pub(super) fn silence(nodes: &[Node], silent: &[usize]) -> Vec<(usize, StoreError)> {
-    let words = |at: &usize| format!("{}: it did not answer in time", nodes[*at].name);
+    let words = |at: &usize| format!("{}: it did not answer in time", nodes[*at].store.describe());
     silent.iter().map(|at| (*at, StoreError::new(Trouble::Unreachable, words(at)))).collect()
 }

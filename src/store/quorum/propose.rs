@@ -108,8 +108,7 @@ impl Quorum {
                 }
                 Verdict::TooLow(highest) if until.left() > GRACE => {
                     self.withdraw(key, ask.level, 0..self.nodes.len());
-                    if let Some(expected) = ask.if_fence.filter(|expected| highest > *expected) {
-                        log::debug!("'{key}' had fence {expected}");
+                    if ask.if_fence.is_some_and(|expected| highest > expected) {
                         return Ok(Answer::Refused(Refusal::Fence(highest)));
                     }
                     fence = next_fence(highest);
@@ -126,7 +125,7 @@ impl Quorum {
                 }
                 verdict => {
                     let mut round = self.withdraw(key, ask.level, 0..self.nodes.len());
-                    self.part(&mut round, ask.level, drop);
+                    self.send_off(&mut round, ask.level, drop);
                     return match verdict {
                         Verdict::Busy(holders, waiting) => Ok(Answer::Busy(holders, waiting)),
                         Verdict::Split | Verdict::TooLow(_) => Ok(Answer::Busy(Vec::new(), 0)),
@@ -186,7 +185,7 @@ impl Quorum {
             let [age, longest] = [age, longest].map(humantime::format_duration);
             let words = format!(
                 "{}: it was started {age} ago and may have forgotten a lease of {longest}",
-                self.nodes[*at].name
+                self.nodes[*at].store.describe()
             );
             (*at, StoreError::new(Trouble::Unreachable, words))
         });

@@ -44,12 +44,14 @@ struct Sleeper {
 
 /// Leaves others alone for a random while.
 pub(super) fn pause(at_most: Duration) {
-    let mut byte = [0];
-    // Without random bytes it is the longest.
-    if getrandom::fill(&mut byte).is_err() {
-        byte = [255];
-    }
-    thread::sleep(at_most * u32::from(byte[0]) / 255);
+    thread::sleep(some_of(at_most));
+}
+
+/// A random part of a span; all of it, where there are no random bytes.
+fn some_of(span: Duration) -> Duration {
+    let mut byte = [u8::MAX];
+    let _ = getrandom::fill(&mut byte);
+    span * u32::from(byte[0]) / u32::from(u8::MAX)
 }
 
 impl Quorum {
@@ -69,9 +71,7 @@ impl Quorum {
     /// Sleeps until nodes offer us the key.
     pub(super) fn await_turn(&self, level: LevelId, timeout: Option<Duration>) {
         let Some(mut line) = self.state().waiting.remove(&level) else { return };
-        let mut byte = [0];
-        let _ = getrandom::fill(&mut byte);
-        let sleep = SLEEP * 3 / 4 + SLEEP / 2 * u32::from(byte[0]) / 256;
+        let sleep = SLEEP * 3 / 4 + some_of(SLEEP / 2);
         let until = Moment::now().after(timeout.map_or(sleep, |timeout| timeout.min(sleep)));
         loop {
             let told = line.sleep(until.left(), self.majority());

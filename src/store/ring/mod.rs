@@ -18,7 +18,7 @@ use std::time::Duration;
 use self::install::{Installed, Installer, Right};
 use self::points::Points;
 pub use self::roll::{List, Node, Outcome, Past, Roll, Step, Told};
-use super::chorus::Chorus;
+use super::observers::Observers;
 use super::parallel::at_once;
 use super::{
     Capabilities, Examination, Inspected, Listing, Observer, Scope, SetUp, Store, StoreError, Trouble, Watch, nodes,
@@ -256,8 +256,8 @@ impl Store for Ring {
             return self.node_of(key).observe(Some(key));
         }
         let observers = self.each(|node| self.may_look(node).and_then(|()| node.observe(None)))?;
-        let chorus = Chorus::new(observers.into_iter().collect::<Result<_, _>>()?, 0);
-        Ok(Box::new(chorus.map_err(|error| os("cannot start a thread", &error))?))
+        let all = Observers::new(observers.into_iter().collect::<Result<_, _>>()?, 0);
+        Ok(Box::new(all.map_err(|error| os("cannot start a thread", &error))?))
     }
 
     fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {

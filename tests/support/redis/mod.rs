@@ -308,14 +308,18 @@ impl Store {
     /// A store on a ring of three of the servers that all tests share.
     pub(crate) fn on_ring() -> Self {
         let nodes = shared_nodes();
-        let url = with_prefix(&nodes.url("ring", &[0, 1, 2]));
+        let url = with_prefix(&nodes.url("ring", some_nodes()));
         Self { url, servers: Some(Servers::Nodes(nodes)), ..Self::new() }
     }
 
     /// A quorum of the independent servers that all tests share.
     pub(crate) fn on_quorum() -> Self {
         let nodes = shared_nodes();
-        Self { url: with_prefix(&nodes.url("quorum", &[0, 1, 2])), servers: Some(Servers::Nodes(nodes)), ..Self::new() }
+        Self {
+            url: with_prefix(&nodes.url("quorum", some_nodes())),
+            servers: Some(Servers::Nodes(nodes)),
+            ..Self::new()
+        }
     }
 
     /// Its server, which must be its own: what a test does to it is done to all that is on it.
@@ -389,6 +393,12 @@ impl Store {
         self.url = url.into();
         self
     }
+}
+
+/// Of how many of the servers that all tests share a store is made: of three, or, with `DLOCK_TEST_NODES=5`, of all.
+fn some_nodes() -> &'static [usize] {
+    const ALL: &[usize] = &[0, 1, 2, 3, 4];
+    if std::env::var_os("DLOCK_TEST_NODES").is_some_and(|count| count == "5") { ALL } else { &ALL[..3] }
 }
 
 /// The URL with a prefix that no other test uses.

@@ -28,6 +28,10 @@ pub(super) struct Told {
     settings: Option<HashMap<String, String>>,
     /// Whether we wait for its replicas before we count on a lease.
     waits: bool,
+    /// Whether it is one of several that vote.
+    votes: bool,
+    /// Whether it is one of several that a URL lists, and which know nothing of each other.
+    listed: bool,
 }
 
 type Check = fn(&Told) -> Option<Finding>;
@@ -66,7 +70,8 @@ impl RedisStore {
         found.findings.extend(unknown);
         let info = info.ok().map(|replies| replies.first().and_then(reply::text).map(lines).ok_or(Failure::Garbage));
         let settings = settings.ok().map(|replies| replies.iter().filter_map(setting).collect());
-        let told = info.transpose()?.map(|info| Told { info, settings, waits: self.address.replicas > 0 });
+        let (waits, votes, listed) = (self.address.replicas > 0, self.votes, self.address.label.is_some());
+        let told = info.transpose()?.map(|info| Told { info, settings, waits, votes, listed });
         if let Some(told) = &told {
             found.run = Some(told.text("run_id").to_owned()).filter(|run| !run.is_empty());
             told.facts(&mut found);
@@ -123,6 +128,13 @@ fn setting(reply: &Value) -> Option<(String, String)> {
 }
 
 impl Told {
+    /// What it means that the server forgets; if it is one of several that vote, it knows that it may have.
+    fn or_of_a_voter<'a>(&self, why: &'a str) -> &'a str {
+        const ABSTAINS: &str = "after a restart its vote does not count until all leases have ended that it may have \
+                              forgotten: another node that fails meanwhile is one more that is missing";
+        if self.votes { ABSTAINS } else { why }
+    }
+
     fn text(&self, name: &str) -> &str {
         self.info.get(name).map_or("", |value| value)
     }
@@ -238,7 +250,7 @@ fn is_in_a_cluster(told: &Told) -> Option<Finding> {
         Finding::warning(
             "it is a node of a cluster",
             "it refuses all keys that are kept by other nodes: dlock exits with 78 for these",
-            "write 'redis+cluster://' in the URL",
+            if told.listed { "name a server that is none" } else { "write 'redis+cluster://' in the URL" },
         )
     })
 }
@@ -266,33 +278,32 @@ fn forgets(told: &Told) -> Option<Finding> {
     if told.is("aof_enabled") {
         return None;
     }
-    Some(match told.setting("save") {
-        Some("") => Finding::warning(
-            "it keeps nothing on its disk",
-            "after a restart all keys are free, while those who held them still work",
-            REMEDY,
-        ),
-        _ => Finding::warning(
+    let (what, why) = match told.setting("save") {
+        Some("") => {
+            ("it keeps nothing on its disk", "after a restart all keys are free, while those who held them still work")
+        }
+        _ => (
             "it keeps no append-only file, at most snapshots",
             "after a restart it is as it was at the last snapshot: keys taken since are free, while their holders still work",
-            REMEDY,
         ),
-    })
+    };
+    Some(Finding::warning(what, told.or_of_a_voter(why), REMEDY))
 }
 
 fn syncs_late(told: &Told) -> Option<Finding> {
-    const WHY: &str = "if its machine crashes, keys taken just before are free, while their holders still work";
+    const LOSS: &str = "if its machine crashes, keys taken just before are free, while their holders still work";
     const REMEDY: &str = "'appendfsync always', if that matters more than the time it takes";
+    let why = told.or_of_a_voter(LOSS);
     let sync = told.setting("appendfsync").filter(|_| told.is("aof_enabled"))?;
     match sync {
         "no" => Some(Finding::warning(
             "its appendfsync is 'no': locks reach the disk after half a minute or so",
-            WHY,
+            why,
             REMEDY,
         )),
         "everysec" => Some(Finding::note(
             "its appendfsync is 'everysec': locks reach the disk after a second or two",
-            WHY,
+            why,
             REMEDY,
         )),
         _ => None,

@@ -16,7 +16,7 @@ use crate::store::{Changed, Observer, StoreError, Trouble};
 const WANTED: Duration = Duration::from_secs(1);
 
 /// What all of them hear.
-pub(super) struct Chorus {
+pub(super) struct Observers {
     heard: Receiver<Result<Changed, StoreError>>,
     /// How many of them may still fail.
     spare: usize,
@@ -24,7 +24,7 @@ pub(super) struct Chorus {
     _wanted: Arc<()>,
 }
 
-impl Chorus {
+impl Observers {
     /// All that these hear. So many of them may fail before that is an error.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ fn listen(mut observer: Box<dyn Observer>, sender: &Sender<Result<Changed, Store
     }
 }
 
-impl Observer for Chorus {
+impl Observer for Observers {
     fn next(&mut self, _: &[Record], timeout: Option<Duration>) -> Result<Changed, StoreError> {
         let until = timeout.map(|timeout| Moment::now().after(timeout));
         let mut keys = BTreeSet::new();

@@ -1,19 +1,12 @@
-//! Whether a ring can be trusted with locks: what is said of each node, and what of all together.
+//! Whether a ring or a quorum can be trusted with locks: what is said of each node, and what of all together.
 
 use serde_json::Value;
 
-use super::doctor::{SOUND, doctor, has_finding, is_left_alone, moved};
+use super::doctor::{SOUND, doctor, has_finding, is_left_alone, is_sound, moved};
 use crate::doctor::{finds, read};
 use crate::support::proxy::{Fate, Proxy};
-use crate::support::redis::{Nodes, PORT, REDIS};
+use crate::support::redis::{Nodes, PORT, REDIS, Server};
 use crate::support::{Store, has};
-
-#[track_caller]
-fn is_sound(url: &str) -> Value {
-    let report = read(&doctor(url));
-    assert_eq!(report["findings"], Value::Array(Vec::new()), "{report:#}");
-    report
-}
 
 /// Checks that this is found of a node, by its name.
 #[track_caller]
@@ -88,4 +81,50 @@ fn servers_that_are_one_and_clocks_that_are_apart_are_found() {
     let words = format!("node 1 ({}) and node 2 ({at_proxy}) are the same server", nodes.name(1));
     let report = read(&doctor(&twice));
     assert!(has_finding(&report, "warning", &words), "{report:#}");
+}
+
+#[test]
+fn what_is_wrong_with_nodes_of_a_quorum_is_found() {
+    if !has(REDIS) {
+        return;
+    }
+    let mut nodes = Nodes::start(REDIS, 3, &SOUND);
+    let url = nodes.url("quorum", &[0, 1, 2]);
+    let report = is_sound(&url);
+    assert_eq!(report["facts"]["servers"], "3 of 3 answer");
+    for server in &nodes.0 {
+        assert!(server.keys().is_empty(), "it changes nothing");
+    }
+    // One that forgets does not vote then; that keys are free is not so here.
+    nodes.0[2].ask(&["CONFIG", "SET", "appendonly", "no"]);
+    let report = finds_of(&url, "warning", &nodes, 2, "it keeps nothing on its disk");
+    let why = report["findings"][0]["why"].as_str().expect("a text");
+    assert!(why.contains("its vote does not count"), "{why}");
+    nodes.0[2].ask(&["CONFIG", "SET", "appendonly", "yes"]);
+    let proxy = Proxy::to(&nodes.0[1]);
+    let other = Server::start(REDIS, &[&SOUND[..], &["--cluster-enabled", "yes"]].concat());
+    let at =
+        |second: usize, last: &str| format!("redis+quorum://{},{},{last}:{PORT}", nodes.name(0), nodes.name(second));
+    let report = read(&doctor(&at(1, proxy.host())));
+    let words = format!("node 2 ({}) and node 3 ({}:{PORT}) are the same server", nodes.name(1), proxy.host());
+    assert!(has_finding(&report, "warning", &words), "{report:#}");
+    // Whenever it is asked, from now on.
+    for _ in 0..100 {
+        proxy.next("time", Fate::Replaced(|time| moved(time, 60)));
+    }
+    let report = read(&doctor(&at(2, proxy.host())));
+    let words = format!("the clock of node 3 ({}:{PORT}) is 1m ahead of that of node", proxy.host());
+    assert!(has_finding(&report, "warning", &words), "{report:#}");
+    let report = read(&doctor(&at(1, &other.host)));
+    assert!(has_finding(&report, "warning", "it is a node of a cluster"), "{report:#}");
+    nodes.0[1].ask(&["REPLICAOF", &nodes.0[0].host, &PORT.to_string()]);
+    let report = read(&doctor(&url));
+    let of_node = format!("node 2 ({}): it is a replica of {}", nodes.name(1), nodes.name(0));
+    assert!(has_finding(&report, "warning", &of_node), "{report:#}");
+    nodes.0[1].ask(&["REPLICAOF", "NO", "ONE"]);
+    nodes.0[0].kill();
+    let done = doctor(&url);
+    assert_eq!(done.status.code(), Some(1), "{done:#?}");
+    let report = read(&done);
+    assert!(has_finding(&report, "warning", &format!("node 1 ({}): connection refused", nodes.name(0))), "{report:#}");
 }
