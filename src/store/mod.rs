@@ -20,6 +20,10 @@ mod redis;
 mod registry;
 #[cfg(feature = "redis")]
 mod ring;
+#[cfg(feature = "redis")]
+mod socket;
+#[cfg(feature = "redis")]
+mod tls;
 
 use std::collections::BTreeSet;
 use std::fmt;

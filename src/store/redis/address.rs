@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::store::tls::Tls;
+
 /// The address of a store in one server or several.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Address {
@@ -55,15 +57,6 @@ pub(super) struct Access {
     pub(super) db: u32,
     /// Whoever is no master is of no use.
     pub(super) masters_only: bool,
-}
-
-/// Files in PEM that TLS needs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tls {
-    /// The authorities to trust, in place of the system's.
-    pub(super) ca: Option<PathBuf>,
-    /// Our own certificate and its key.
-    pub(super) identity: Option<(PathBuf, PathBuf)>,
 }
 
 impl Address {

@@ -3,11 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::Path;
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -15,25 +11,21 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use redis::{Cmd, Parser, Value, cmd};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
-use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
+use socket2::Socket;
 
 use super::address::{Access, Endpoint};
 use super::hurry::Hurry;
 use super::reply;
-use super::tls::TlsConfig;
 use super::trouble::Failure;
 use crate::clock::Moment;
-use crate::signal;
+use crate::store::socket;
+use crate::store::tls::TlsConfig;
 
 /// How much memory the replies to one request may need. A record with 10,000 waiters takes some 12 MiB.
 const LARGEST: usize = 64 << 20;
 
 /// What the parser makes of a line, be it the shortest: without that, 64 MiB of nulls are a gigabyte.
 const OF_A_LINE: usize = 64;
-
-/// A peer that is silent for so long is asked for a sign of life, so often, and so many times: what lies
-/// between (NAT) does not forget an idle connection, and a half-open one is noticed.
-const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
 /// A server counts in milliseconds, and the last one must be over.
 const TICK: Duration = Duration::from_millis(3);
@@ -77,14 +69,17 @@ impl Connection {
         let until = Moment::now().after(within);
         let wire = |socket| Wire { socket, until, hurry: hurry.clone() };
         let stream = match (server, &access.tls) {
-            (Endpoint::Unix(path), _) => Stream::Plain(wire(unix(path, until)?)),
-            (Endpoint::Tcp(host, port), None) => Stream::Plain(wire(tcp(host, *port, until)?)),
+            (Endpoint::Unix(path), _) => Stream::Plain(wire(socket::unix(path, until).map_err(failure)?)),
+            (Endpoint::Tcp(host, port), None) => Stream::Plain(wire(socket::tcp(host, *port, until).map_err(failure)?)),
             (Endpoint::Tcp(host, port), Some(tls)) => {
-                let config = config.get(tls)?;
+                let config = config.get(tls).map_err(Failure::Settings)?;
                 let name = ServerName::try_from(host.clone())
                     .map_err(|_| Failure::Settings(format!("'{host}' is no name that a certificate can have")))?;
                 let session = ClientConnection::new(config, name).map_err(Failure::Tls)?;
-                Stream::Tls(Box::new(StreamOwned::new(session, wire(tcp(host, *port, until)?))))
+                Stream::Tls(Box::new(StreamOwned::new(
+                    session,
+                    wire(socket::tcp(host, *port, until).map_err(failure)?),
+                )))
             }
         };
         let (server, parser) = (server.clone(), Parser::new());
@@ -375,61 +370,6 @@ impl Write for Wire {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-fn unix(path: &Path, until: Moment) -> Result<Socket, Failure> {
-    let connect = || {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        let address = SockAddr::unix(path)?;
-        // A server that accepts nobody would make us wait.
-        socket.set_write_timeout(Some(until.left().max(Duration::from_millis(1))))?;
-        socket.connect(&address)?;
-        Ok(socket)
-    };
-    connect().map_err(failure)
-}
-
-/// Connects to the first address of the host that lets us.
-fn tcp(host: &str, port: u16, until: Moment) -> Result<Socket, Failure> {
-    let addresses = resolve(host, port, until).map_err(failure)?;
-    let mut last = io::Error::other("the host has no address");
-    for (at, address) in addresses.iter().enumerate() {
-        // One that is silent leaves time for the others.
-        let share = until.left() / u32::try_from(addresses.len() - at).unwrap_or(u32::MAX);
-        match connect(*address, share) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = error,
-        }
-    }
-    Err(failure(last))
-}
-
-fn connect(address: SocketAddr, within: Duration) -> io::Result<Socket> {
-    let (idle, interval, times) = KEEPALIVE;
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    socket.connect_timeout(&address.into(), within.max(Duration::from_millis(1)))?;
-    socket.set_tcp_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(times);
-    socket.set_tcp_keepalive(&keepalive)?;
-    Ok(socket)
-}
-
-/// The addresses of a host. The C library gives no limit to a look-up, so a thread does it, which a dead
-/// name server may hold up for longer than we wait.
-fn resolve(host: &str, port: u16, until: Moment) -> io::Result<Vec<SocketAddr>> {
-    if let Ok(ip) = host.parse() {
-        return Ok(vec![SocketAddr::new(ip, port)]);
-    }
-    let (sender, found) = mpsc::channel();
-    let host = host.to_owned();
-    let look_up = move || {
-        let found = (&*host, port).to_socket_addrs().map(Iterator::collect);
-        let found = found.map_err(|_| io::Error::other(format!("cannot find the host '{host}'")));
-        // Whoever asked may have given up.
-        let _ = sender.send(found);
-    };
-    signal::unheard(|| thread::Builder::new().name("resolver".into()).spawn(look_up))?;
-    found.recv_timeout(until.left()).map_err(|_| io::Error::other("the name server does not answer"))?
 }
 
 #[cfg(test)]

@@ -18,7 +18,6 @@ mod roll;
 mod router;
 mod sentinel;
 mod slot;
-mod tls;
 mod trouble;
 mod voter;
 mod wait;

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use percent_encoding::percent_decode_str;
 use url::{Host, Url};
 
-use super::address::{Access, Address, Endpoint, Sentinels, Servers, Tls};
+use super::address::{Access, Address, Endpoint, Sentinels, Servers};
+use crate::store::tls::Tls;
 
 /// The ports of servers and of sentinels.
 const PORT: u16 = 6379;
@@ -240,7 +241,7 @@ fn decode(text: &str) -> Result<String, String> {
 }
 #[cfg(test)]
 mod tests {
-    use super::{Address, Endpoint, Servers};
+    use super::{Address, Endpoint, Servers, Tls};
     use std::path::Path;
 
     fn parse(text: &str) -> Result<Address, String> {
@@ -306,7 +307,7 @@ mod tests {
         let tls = |text: &str| {
             let at = parse(text).expect(text);
             let Servers::Sentinel(sentinels) = at.servers else { panic!("{text}") };
-            let ca = |tls: Option<super::Tls>| tls.map(|tls| tls.ca.expect("one is named"));
+            let ca = |tls: Option<Tls>| tls.map(|tls| tls.ca.expect("one is named"));
             (ca(at.access.tls), ca(sentinels.access.tls))
         };
         let (a, b) = (Some("/a".into()), Some("/b".into()));

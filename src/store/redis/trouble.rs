@@ -5,7 +5,7 @@ use std::io;
 use redis::ServerError;
 
 use super::address::{Address, Endpoint, Servers};
-use crate::store::{Roll, StoreError, Trouble};
+use crate::store::{Roll, StoreError, Trouble, tls};
 use crate::sys;
 
 /// How much of a server's own words is shown.
@@ -91,7 +91,7 @@ impl Failure {
                 (Trouble::Unreachable, "it does not answer to TLS; a server without it is 'redis://'".into())
             }
             Self::Garbage => (Trouble::Unreachable, "what it answers is not the protocol of Redis".into()),
-            Self::Tls(error) => tls(&error),
+            Self::Tls(error) => tls::words(&error, "?ca=FILE", "?cert=FILE&key=FILE"),
             Self::Server(error) => refusal(&error, matches!(address.servers, Servers::One(_))),
             Self::Settings(words) | Self::Odd(words) => (Trouble::Unfit, words),
             Self::Role(role) => (Trouble::Unreachable, format!("it is no master, but a {}", words_of(&role))),
@@ -105,32 +105,6 @@ impl Failure {
         let error = StoreError::new(trouble, format_args!("{name}: {}", address.without_password(&words)));
         if before_anything { error.before_anything() } else { error }
     }
-}
-
-/// What went wrong with TLS. Whose certificate is not good will not have a better one in a second.
-fn tls(error: &rustls::Error) -> (Trouble, String) {
-    use rustls::{AlertDescription, CertificateError, Error, OtherError};
-    let words = match error {
-        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            "its certificate is by nobody whom we trust; name its authority with '?ca=FILE'".into()
-        }
-        Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
-            "its certificate has expired".into()
-        }
-        Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => match &*format!("{why:?}") {
-            "CaUsedAsEndEntity" => "its certificate is one of an authority; it needs one with CA:FALSE".into(),
-            "UnsupportedCertVersion" => "its certificate is of X.509 version 1; it needs one of version 3".into(),
-            why => format!("its certificate is not good: {why}"),
-        },
-        Error::InvalidCertificate(error) => format!("its certificate is not good: {error}"),
-        Error::AlertReceived(AlertDescription::CertificateRequired) => {
-            "it wants to see a certificate of ours: '?cert=FILE&key=FILE'".into()
-        }
-        Error::AlertReceived(AlertDescription::UnknownCA) => "it does not know who issued our certificate".into(),
-        Error::AlertReceived(alert) => format!("it refuses us: tls alert {alert:?}"),
-        error => return (Trouble::Unreachable, format!("tls: {error}")),
-    };
-    (Trouble::Refused, words)
 }
 
 /// What people call it.

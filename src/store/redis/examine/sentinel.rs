@@ -10,10 +10,10 @@ use super::super::connection::Connection;
 use super::super::hurry::Hurry;
 use super::super::parallel::at_once;
 use super::super::sentinel::{field, named, questions};
-use super::super::tls::TlsConfig;
 use super::super::trouble::{Failure, said};
 use super::{distinct, each_once, is_replaced_too_late, span};
 use crate::clock::Moment;
+use crate::store::tls::TlsConfig;
 use crate::store::{Examination, Finding};
 
 /// So many must be left, of which more than half agree, if one of them is down.

@@ -8,10 +8,10 @@ use redis::{Cmd, Value, cmd};
 use super::super::address::Endpoint;
 use super::super::connection::Connection;
 use super::super::pool::Manner;
-use super::super::tls::TlsConfig;
 use super::super::trouble::{Failure, said};
 use super::super::{RedisStore, reply};
 use crate::clock::Moment;
+use crate::store::tls::TlsConfig;
 use crate::store::{Examination, Finding};
 
 /// The oldest version of Redis that dlock is tested with, and the newest of each kind of server: major and minor.
