@@ -4,10 +4,9 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use nix::unistd::pipe;
 
 use crate::support::schema::assert_schema;
-use crate::support::{DLOCK, Done, Running, Store, command, finish, on_every_store, wait_for};
+use crate::support::{DLOCK, Done, Running, Store, command, finish, on_every_store, unread_pipe, wait_for};
 
 on_every_store![
     a_script_holds_a_key_from_acquire_to_release,
@@ -75,9 +74,7 @@ fn a_renewal_counts_from_now_and_never_shortens(store: &Store) {
 }
 
 fn a_lease_whose_id_nobody_reads_is_given_back(store: &Store) {
-    let (reader, writer) = pipe().expect("a pipe");
-    drop(reader);
-    let done = finish(store.dlock(&["acquire", "k", "--min-hold", "1h"]).stdout(writer));
+    let done = finish(store.dlock(&["acquire", "k", "--min-hold", "1h"]).stdout(unread_pipe()));
     done.says(71, &["given back", "broken pipe"]);
     store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
     let full = std::fs::File::options().write(true).open("/dev/full").expect("it is there");

@@ -294,7 +294,7 @@ mod watched_by_programs {
     }
 
     fn one_whose_reader_does_not_read_ends_when_it_is_asked_to(store: &Store) {
-        let (reader, writer) = nix::unistd::pipe().expect("a pipe");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
         fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("it is ours");
         while nix::unistd::write(&writer, &[b' '; 4096]).is_ok() {}
         fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).expect("it is ours");

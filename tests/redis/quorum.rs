@@ -1,7 +1,7 @@
 //! A lease that most of several independent servers agree to: nodes that die, forget, are slow or unreachable.
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -232,13 +232,15 @@ fn fences_rise_in_the_order_of_grants_even_if_nodes_lose_leases() {
                 }
             };
             let run = || {
-                let grant = |_| {
+                let grant = |_| loop {
                     let asked = now();
                     let done = store.run(&["run", "k", "--ttl", "3s", "--", "sh", "-c", script]);
-                    // Whose lease was taken away hears of it at the end.
+                    // Whose lease was taken away hears of it at the end, or before it said anything.
                     assert!([Some(0), Some(76)].contains(&done.status.code()), "{done:#?}");
-                    let (fence, granted) = done.stdout.trim().split_once(' ').expect("two numbers");
-                    (asked, fence.parse().expect("a fence"), granted.parse().expect("a time"))
+                    if let Some((fence, granted)) = done.stdout.trim().split_once(' ') {
+                        break (asked, fence.parse().expect("a fence"), granted.parse().expect("a time"));
+                    }
+                    assert_eq!(done.status.code(), Some(76), "{done:#?}");
                 };
                 (0..RUNS).map(grant).collect::<Vec<_>>()
             };
@@ -297,9 +299,18 @@ fn a_run_asks_each_node_twice() {
 fn of_those_who_do_not_wait_one_gets_a_key_that_is_free() {
     on_nodes(3, |nodes, store| {
         for round in 0..20 {
-            let run = || store.run(&["run", "-n", "k", "--ttl", "5m", "--", "sleep", "0.3"]);
+            let over = store.path(&format!("over{round}"));
+            let held = format!("until [ -e '{}' ]; do sleep 0.01; done", over.display());
+            let given_up = AtomicUsize::new(0);
+            let run = || {
+                let done = store.run(&["run", "-n", "k", "--ttl", "5m", "--max-run", "2m", "--", "sh", "-c", &held]);
+                given_up.fetch_add(1, Ordering::Relaxed);
+                done
+            };
             let runs: Vec<Done> = thread::scope(|scope| {
                 let all: Vec<_> = (0..PROCESSES).map(|_| scope.spawn(run)).collect();
+                wait_for("all but one to give up", || given_up.load(Ordering::Relaxed) >= PROCESSES - 1);
+                fs::write(&over, "").expect("a file");
                 all.into_iter().map(|thread| thread.join().expect("it only runs dlock")).collect()
             });
             let got = runs.iter().filter(|done| done.status.success()).count();

@@ -15,13 +15,15 @@ pub(crate) mod terminal;
 pub(crate) mod tree;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, PipeWriter, Read, Write};
+use std::os::fd::AsFd as _;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use assert_cmd::assert::Assert;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
@@ -437,6 +439,17 @@ pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(start.elapsed() < PATIENCE, "waited in vain for: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// A pipe that nobody reads. A process that another test starts has the other end, too, until it is another program.
+pub(crate) fn unread_pipe() -> PipeWriter {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    wait_for("nobody who reads", || {
+        let mut asked = [PollFd::new(writer.as_fd(), PollFlags::empty())];
+        poll(&mut asked, PollTimeout::ZERO).is_ok_and(|count| count == 1)
+    });
+    writer
 }
 
 /// Waits until a file holds a number, say the pid that a script wrote to it.
