@@ -264,6 +264,27 @@ fn fences_rise_in_the_order_of_grants_even_if_nodes_lose_leases() {
 }
 
 #[test]
+fn a_holder_hears_of_an_unlock_whichever_node_tells_it_first() {
+    on_nodes(3, |nodes, store| {
+        let holder = store.hold("k");
+        let listens = |server: &Server| !server.sleepers().is_empty();
+        wait_for("a holder that listens to all", || nodes.0.iter().all(listens));
+        let of_lease = nodes.0[0].record("k").into_keys().find_map(|field| field.strip_prefix("h:").map(str::to_owned));
+        let renewals = |server: &Server| server.calls("evalsha");
+        let before: Vec<u64> = nodes.0.iter().map(renewals).collect();
+        // Whom one node tells of it asks all, and the others do not know of it yet.
+        nodes.0[0].ask(&["RPUSH", &format!("dlock:{{k}}:wake:{}", of_lease.expect("a lease")), "revoked"]);
+        wait_for("it asks", || nodes.0.iter().zip(&before).all(|(server, before)| renewals(server) > *before));
+        wait_for("it listens again", || nodes.0.iter().all(listens));
+        nodes.0[0].freeze();
+        let start = Instant::now();
+        store.run(&["unlock", "k", "--yes"]).is(0, "", "");
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        holder.finish().says(76, &["unlocked by"]);
+    });
+}
+
+#[test]
 fn a_node_whose_answer_is_lost_or_late_costs_no_time_and_keeps_nothing() {
     with_a_proxy(|nodes, proxy, store| {
         for fate in [Fate::Swallowed, Fate::Late(Duration::from_millis(1500))] {

@@ -55,6 +55,8 @@ struct State {
     /// Those that were given back: a request that comes late must not ask for them again.
     over: HashSet<LevelId>,
     waiting: HashMap<LevelId, wait::Line>,
+    /// Those that hear what becomes of a hold, while they do not.
+    listening: Vec<wait::Line>,
 }
 
 impl Quorum {
@@ -256,6 +258,7 @@ impl Store for Quorum {
             let mut state = self.state();
             state.over.insert(level);
             state.waiting.remove(&level);
+            state.listening.retain(|line| !line.is_for(key, &Watch::Hold(level)));
             self.ask_all(until, move |node, within| node.release(&asked, level, ending.clone(), within))
         };
         let (mut answers, mut errors) = (Vec::new(), Vec::new());

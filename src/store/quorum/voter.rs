@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::model::{Answer, Ask, Key, LevelId, Released};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Watch};
 
 /// A store that agrees to leases with others of its kind, or does not.
 pub trait Voter: Store {
@@ -25,6 +25,12 @@ pub trait Voter: Store {
     /// # Errors
     /// [`StoreError`]: it is not known whether that was done.
     fn withdraw(&self, key: &Key, level: LevelId, within: Duration) -> Result<Released, StoreError>;
+
+    /// Does what [`Store::await_change`] does, and says whether there was a reason to wake up but that time is over.
+    ///
+    /// # Errors
+    /// [`StoreError`]: it is not known whether anything has changed.
+    fn await_word(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<bool, StoreError>;
 
     /// Whether to wait for no answer any more: what is asked for is sent where that takes no time, and a request that
     /// has no answer yet is taken for one that gets none.

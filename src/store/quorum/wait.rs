@@ -25,18 +25,22 @@ const TOGETHER: Duration = Duration::from_millis(2);
 /// How long to leave a node alone that erred.
 const PAUSE: Duration = Duration::from_millis(400);
 
-/// One who stands in line at several nodes.
+/// One who waits for words of several nodes, asleep at each of them. Nobody else must be: a word is gone once it was heard.
 pub(super) struct Line {
     key: Key,
-    told: Receiver<usize>,
+    watch: Watch,
+    told: Receiver<Told>,
     sleepers: Vec<Sleeper>,
 }
+
+/// The place of a node, and whether it had a word.
+type Told = (usize, Result<bool, StoreError>);
 
 /// What waits for a word of one node.
 struct Sleeper {
     at: usize,
-    /// Has it sleep once more.
-    sleep: Sender<()>,
+    /// Has it sleep once more, at most for so long.
+    sleep: Sender<Option<Duration>>,
     asleep: bool,
     /// Whether the node has us in its queue, as it said last.
     queued: bool,
@@ -61,7 +65,7 @@ impl Quorum {
         if state.over.contains(&level) {
             return;
         }
-        let line = state.waiting.entry(level).or_insert_with(|| Line::new(&self.nodes, key, level));
+        let line = state.waiting.entry(level).or_insert_with(|| Line::new(&self.nodes, key, &Watch::Turn(level)));
         for sleeper in &mut line.sleepers {
             sleeper.queued =
                 tally.votes.iter().any(|(at, vote)| *at == sleeper.at && matches!(vote.answer, Answer::Queued(_)));
@@ -90,55 +94,52 @@ impl Quorum {
         }
     }
 
-    /// Sleeps until any of the nodes tells of a change.
+    /// Sleeps until any of the nodes tells of a change. What others tell meanwhile is heard the next time: who was told
+    /// by the first one may have asked the others before these knew.
     pub(super) fn await_any(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {
-        let (sender, told) = mpsc::channel();
-        for node in &self.nodes {
-            let (store, key, watch, sender) = (Arc::clone(&node.store), key.clone(), watch.clone(), sender.clone());
-            let wait = move || {
-                // Another one may have told before.
-                let _ = sender.send(store.await_change(&key, &watch, timeout));
-            };
-            spawn(wait).map_err(|error| StoreError::new(Trouble::Os, format!("cannot start a thread: {error}")))?;
+        let mut state = self.state();
+        let known = state.listening.iter().position(|line| line.is_for(key, watch));
+        let line = known.map(|at| state.listening.swap_remove(at));
+        drop(state);
+        let mut line = line.unwrap_or_else(|| Line::new(&self.nodes, key, watch));
+        let errors = line.listen(timeout, self.nodes.len() - self.majority());
+        let mut state = self.state();
+        if !matches!(watch, Watch::Hold(level) if state.over.contains(level)) {
+            state.listening.push(line);
         }
-        drop(sender);
-        let mut errors = Vec::new();
-        while let Ok(woken) = told.recv() {
-            match woken {
-                Ok(()) => return Ok(()),
-                Err(error) => errors.push((errors.len(), error)),
-            }
-            if errors.len() > self.nodes.len() - self.majority() {
-                break;
-            }
-        }
-        Err(self.too_few(errors))
+        drop(state);
+        if errors.is_empty() { Ok(()) } else { Err(self.too_few(errors)) }
     }
 }
 
 impl Line {
-    fn new(nodes: &[Node], key: &Key, level: LevelId) -> Self {
+    fn new(nodes: &[Node], key: &Key, watch: &Watch) -> Self {
         let (sender, told) = mpsc::channel();
         let sleeper = |(at, node): (usize, &Node)| {
             let (sleep, begin) = mpsc::channel();
-            let (store, key, tell) = (Arc::clone(&node.store), key.clone(), sender.clone());
+            let (store, key, watch, tell) = (Arc::clone(&node.store), key.clone(), watch.clone(), sender.clone());
             // Without a thread for it, no word of this node wakes us.
-            let _ = spawn(move || listen(&*store, &key, level, &begin, || tell.send(at).is_ok()));
+            let _ = spawn(move || listen(&*store, &key, &watch, &begin, |woken| tell.send((at, woken)).is_ok()));
             Sleeper { at, sleep, asleep: false, queued: false }
         };
-        Self { key: key.clone(), told, sleepers: nodes.iter().enumerate().map(sleeper).collect() }
+        let sleepers = nodes.iter().enumerate().map(sleeper).collect();
+        Self { key: key.clone(), watch: watch.clone(), told, sleepers }
+    }
+
+    pub(super) fn is_for(&self, key: &Key, watch: &Watch) -> bool {
+        self.key == *key && self.watch == *watch
     }
 
     /// Sleeps until nodes have told that it is our turn; how many have.
     fn sleep(&mut self, at_most: Duration, enough: usize) -> usize {
         for sleeper in &mut self.sleepers {
             if sleeper.queued && !sleeper.asleep {
-                sleeper.asleep = sleeper.sleep.send(()).is_ok();
+                sleeper.asleep = sleeper.sleep.send(None).is_ok();
             }
         }
         let mut until = Moment::now().after(at_most);
         let mut told = BTreeSet::new();
-        while let Ok(at) = self.told.recv_timeout(until.left()) {
+        while let Ok((at, _)) = self.told.recv_timeout(until.left()) {
             if told.is_empty() {
                 until = Moment::now().after(TOGETHER);
             }
@@ -150,17 +151,52 @@ impl Line {
         }
         told.len()
     }
+
+    /// Sleeps until a node has a word for us, none has any more for that long, or more than these can be `spared` have
+    /// failed. Then their errors are returned.
+    fn listen(&mut self, timeout: Option<Duration>, spared: usize) -> Vec<(usize, StoreError)> {
+        let mut errors = Vec::new();
+        for sleeper in &mut self.sleepers {
+            if !sleeper.asleep {
+                sleeper.asleep = sleeper.sleep.send(timeout).is_ok();
+                if !sleeper.asleep {
+                    errors.push((sleeper.at, StoreError::new(Trouble::Os, "cannot start a thread")));
+                }
+            }
+        }
+        let until = timeout.map(|timeout| Moment::now().after(timeout));
+        while errors.len() <= spared && self.sleepers.iter().any(|sleeper| sleeper.asleep) {
+            let told = match until {
+                Some(until) => self.told.recv_timeout(until.left()).ok(),
+                None => self.told.recv().ok(),
+            };
+            let Some((at, woken)) = told else { return Vec::new() };
+            self.sleepers[at].asleep = false;
+            match woken {
+                Ok(true) => return Vec::new(),
+                Ok(false) => {}
+                Err(error) => errors.push((at, error)),
+            }
+        }
+        if errors.len() > spared { errors } else { Vec::new() }
+    }
 }
 
-/// Waits for our turn at a node each time that it is told to, and tells of it, for as long as anybody hears that.
-fn listen(store: &dyn Voter, key: &Key, level: LevelId, begin: &Receiver<()>, tell: impl Fn() -> bool) {
-    while begin.recv().is_ok() {
-        let woken = store.await_change(key, &Watch::Turn(level), None);
+/// Waits for a word of a node each time that it is told to, and tells of it, for as long as anybody hears that.
+fn listen(
+    store: &dyn Voter,
+    key: &Key,
+    watch: &Watch,
+    begin: &Receiver<Option<Duration>>,
+    tell: impl Fn(Result<bool, StoreError>) -> bool,
+) {
+    while let Ok(timeout) = begin.recv() {
+        let woken = store.await_word(key, watch, timeout);
         if woken.is_err() {
             // What it says to the next question says more.
             thread::sleep(PAUSE);
         }
-        if !tell() {
+        if !tell(woken) {
             return;
         }
     }

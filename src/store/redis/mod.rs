@@ -395,7 +395,7 @@ impl Store for RedisStore {
     }
 
     fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {
-        self.wait(key, watch, timeout).map_err(|failure| self.error(failure))
+        self.wait(key, watch, timeout).map(drop).map_err(|failure| self.error(failure))
     }
 
     fn sign_of_life(&self, _: LevelId) -> Result<Option<OwnedFd>, StoreError> {

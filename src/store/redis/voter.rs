@@ -10,8 +10,8 @@ use super::trouble::Failure;
 use super::{RedisStore, lock};
 use crate::clock::Moment;
 use crate::model::{Ask, Key, LevelId, Released};
-use crate::store::StoreError;
 use crate::store::quorum::{Origin, Tenure, Vote, Voter};
+use crate::store::{StoreError, Watch};
 
 impl Voter for RedisStore {
     fn vote(&self, key: &Key, ask: &Ask, within: Duration) -> Result<Vote, StoreError> {
@@ -42,6 +42,10 @@ impl Voter for RedisStore {
         self.take_back(key, level, "withdraw");
         lock(&self.places).remove(&level);
         answered.and_then(|answered| answered.read(Reply::released)).map_err(|failure| self.error(failure))
+    }
+
+    fn await_word(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<bool, StoreError> {
+        self.wait(key, watch, timeout).map_err(|failure| self.error(failure))
     }
 
     fn hurry(&self, on: bool) {

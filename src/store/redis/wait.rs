@@ -121,21 +121,22 @@ impl RedisStore {
         OVERDUE_AFTER_SUCCESSION + Duration::from_millis(u64::from(level.secret().bytes().fold(0, u8::wrapping_add)))
     }
 
-    pub(super) fn wait(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), Failure> {
+    /// Whether there was a word, or whatever else is a reason to ask.
+    pub(super) fn wait(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<bool, Failure> {
         let until = timeout.map(|timeout| Moment::now().after(timeout));
         match watch {
-            Watch::Turn(level) => self.await_turn(key, *level, until),
+            Watch::Turn(level) => self.await_turn(key, *level, until).map(|()| true),
             // Who listens leaves time for what comes next, and a connection for the end of the command.
             Watch::Hold(level) => {
                 let span = timeout.unwrap_or(LISTEN);
                 let list = self.name(key, &format!("wake:{}", level.secret()));
-                self.pop(key, &[list], (span * 9 / 10, span / 10), 1).map(drop)
+                self.pop(key, &[list], (span * 9 / 10, span / 10), 1).map(|word| word.is_some())
             }
             Watch::Ends(leases) => {
                 let span = timeout.map_or(LOOK, |timeout| timeout.min(LOOK));
                 let list = |lease: &LeaseId| self.name(key, &format!("wake:end:{}", lease.secret()));
                 let lists: Vec<String> = leases.iter().map(list).collect();
-                self.pop(key, &lists, (span, LATE), 0).map(drop)
+                self.pop(key, &lists, (span, LATE), 0).map(|word| word.is_some())
             }
         }
     }
