@@ -1,6 +1,7 @@
 //! How a server lets dlock in: passwords, users and what these may do, databases, sockets, TLS; and that a
 //! password is told to nobody else.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::process::Command;
@@ -165,6 +166,17 @@ fn the_rule_for_a_user_is_enough_and_all_of_it_is_needed() {
             }
         });
     });
+}
+
+#[test]
+fn all_that_the_scripts_do_is_in_the_rule() {
+    let scripts = [include_str!("../../src/store/redis/law.lua"), include_str!("../../src/store/redis/roll.lua")];
+    let calls = scripts.iter().flat_map(|script| script.split("call('").skip(1));
+    let commands: BTreeSet<String> = calls.filter_map(|rest| Some(rest.split_once('\'')?.0.to_lowercase())).collect();
+    assert!(commands.len() > 20, "{commands:?}");
+    // Only nodes of a quorum are asked since when they have been there, and need that besides.
+    let missing = commands.iter().filter(|command| *command != "info" && !RULE.contains(&format!("+{command} ")));
+    assert_eq!(missing.collect::<Vec<_>>(), Vec::<&String>::new());
 }
 
 #[test]

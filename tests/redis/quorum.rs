@@ -409,5 +409,7 @@ fn each_node_lets_us_in_with_a_login_of_its_own_over_tls() {
         let wrong = nodes.join(",").replace("secret1", "wrong").replace("secret2", "wrong");
         let store = Store::new().at(&format!("rediss+quorum://{wrong}?ca={}", ca.display()));
         store.run(&["run", "k", "--", "true"]).says(77, &["node 2", "node 3", "WRONGPASS"]);
+        let first = Store::new().at(&format!("rediss://{}?ca={}", nodes[0], ca.display()));
+        wait_for("the first one to have nothing of it", || first.run(&["status"]).status.code() == Some(1));
     }
 }

@@ -88,6 +88,7 @@ impl Quorum {
         }
         let mut began = Moment::now();
         let mut fence = next_fence(seen);
+        let mut too_low = false;
         loop {
             let proposal = Some(Proposal { fence, again: false });
             let Some((tally, verdict)) = self.vote(key, &Ask { proposal, ..ask.clone() }, until) else {
@@ -110,6 +111,10 @@ impl Quorum {
                     self.withdraw(key, ask.level, 0..self.nodes.len());
                     if ask.if_fence.is_some_and(|expected| highest > expected) {
                         return Ok(Answer::Refused(Refusal::Fence(highest)));
+                    }
+                    // Once that is learnt; if it goes on, others are at it, too.
+                    if std::mem::replace(&mut too_low, true) {
+                        wait::pause(AFTER_SPLIT);
                     }
                     fence = next_fence(highest);
                 }

@@ -397,9 +397,15 @@ local function withdraw(lease)
   local hold = find(lease)
   local answer = release(lease, '')
   if answer[1] ~= 'freed' then return answer end
+  local kept = {}
   for _, text in ipairs(call('LRANGE', events, 0, -1)) do
     local event = cjson.decode(text)
-    if event.lease == lease:sub(1, 8) and event.fence == hold.fence then call('LREM', events, 0, text) end
+    if event.lease ~= lease:sub(1, 8) or event.fence ~= hold.fence then kept[#kept + 1] = text end
+  end
+  call('DEL', events)
+  if #kept > 0 then
+    call('RPUSH', events, unpack(kept))
+    call('EXPIRE', events, KEPT)
   end
   noted[#noted] = nil
   counts.grants = (counts.grants or tonumber(fields.grants or 1)) - 1

@@ -145,7 +145,10 @@ fn refusal(error: &ServerError, is_one: bool) -> (Trouble, String) {
     };
     let said = shown(code, words);
     match command.filter(|_| trouble == Trouble::Refused) {
-        Some(command) => (trouble, format!("it refuses '{}' to us: '{said}'", command.to_lowercase())),
+        Some(command) => {
+            let command = command.to_lowercase();
+            (trouble, format!("it refuses '{command}' to us: '{said}'; its user needs '+{command}'"))
+        }
         None => (trouble, format!("it says '{said}'")),
     }
 }
