@@ -17,7 +17,7 @@ fn setup_is_quiet_and_can_be_done_again(store: &Store) {
 fn what_is_to_be_run_by_hand_is_printed_and_nothing_else_is_done(store: &Store) {
     let done = store.run(&["setup", "--print"]);
     assert_eq!(done.stdout, "");
-    done.says(0, &["nothing is to be run for ", ": it needs no setup"]);
+    done.says(0, &["nothing is to be run by hand for ", "'dlock setup' does"]);
     store.run(&["setup", "--print", "-q"]).is(0, "", "");
     assert!(store.is_untouched());
 }

@@ -54,7 +54,10 @@ fn print(settings: &Settings) -> Result<Ending, Failure> {
     let store = super::open(settings, Intent::Look)?;
     match store.set_up_script() {
         Some(script) => super::print(&script)?,
-        None => log::warn!("nothing is to be run for {}: it needs no setup", store.describe()),
+        None => log::warn!(
+            "nothing is to be run by hand for {}: 'dlock setup' does all that there is to do",
+            store.describe()
+        ),
     }
     Ok(Ending::OK)
 }

@@ -24,7 +24,10 @@ impl Nodes {
     /// # Errors
     /// What is wrong with it, without any part that may be a password.
     pub fn parse(text: &str, here: &Path) -> Result<Self, String> {
-        let start = text.find("://").map_or(text.len(), |at| at + 3);
+        let Some(start) = text.find("://").map(|at| at + 3) else {
+            let scheme = text.split(':').next().unwrap_or_default();
+            return Err(format!("that is written {scheme}://HOST,HOST,HOST"));
+        };
         let end = text[start..].find(['/', '?', '#']).map_or(text.len(), |at| start + at);
         let (scheme, hosts, rest) = (&text[..start], &text[start..end], &text[end..]);
         let kind = scheme.trim_end_matches("://").rsplit('+').next().unwrap_or_default().to_owned();
@@ -33,7 +36,7 @@ impl Nodes {
         let mut names = BTreeSet::new();
         for (at, host) in hosts.split(',').enumerate() {
             if host.is_empty() || host.ends_with('@') {
-                return Err(format!("its node {} has no host; that is written {scheme}HOST,HOST", at + 1));
+                return Err(format!("its node {} has no host; that is written {scheme}HOST,HOST,HOST", at + 1));
             }
             let login = login.filter(|_| !host.contains('@')).map_or_else(String::new, |login| format!("{login}@"));
             // What all have in common is wrong with the first one already.
@@ -167,7 +170,8 @@ mod tests {
     #[test]
     fn what_is_no_list_of_servers_is_refused_without_repeating_a_password() {
         for (text, words) in [
-            ("redis+ring://", "its node 1 has no host; that is written redis+ring://HOST,HOST"),
+            ("redis+ring://", "its node 1 has no host; that is written redis+ring://HOST,HOST,HOST"),
+            ("redis+quorum:/u:s3cret@h,i,j", "that is written redis+quorum://HOST,HOST,HOST"),
             ("redis+ring://:s3cret@a,", "its node 2 has no host"),
             ("redis+ring://a,,b", "its node 2 has no host"),
             ("redis+ring://a,u:s3cret@A:6379", "'a:6379' stands twice in it"),
