@@ -80,8 +80,10 @@ fn a_fence_counts_as_seen_however_the_command_ended() {
     is_refused(&guarded(&store, 1, "echo in"), 1, 2);
     guarded(&store, 4, "kill -KILL $$").died_of(SIGKILL);
     is_refused(&guarded(&store, 3, "echo in"), 3, 4);
-    let holder = hold(&store, 6);
+    let mut holder = hold(&store, 6);
     holder.signal(SIGTERM);
+    // Before its stdin is closed, which would end it, too.
+    assert_eq!(holder.read_line(), None);
     holder.finish().died_of(SIGTERM);
     is_refused(&guarded(&store, 5, "echo in"), 5, 6);
 }

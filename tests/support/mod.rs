@@ -384,6 +384,10 @@ impl Running {
         kill(self.pid(), signal).expect("it runs");
     }
 
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("it is ours").is_some()
+    }
+
     /// Stops it, and waits until that is done: until its first thread stops, the others may run.
     #[track_caller]
     pub(crate) fn freeze(&self) {

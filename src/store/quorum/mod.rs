@@ -35,7 +35,7 @@ const GRACE: Duration = Duration::from_millis(20);
 
 /// How long it may take to send, without an answer, that a lease has ended: to a node that is late anyway and has nothing
 /// of it as far as is known, and to one that may have.
-const PARTING: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+const PARTING: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(200));
 
 /// A lease that most nodes agree to.
 pub struct Quorum {
