@@ -191,7 +191,8 @@ pub fn open(url: &Url, intent: Intent, patience: Duration) -> Result<Arc<dyn Sto
         Url::Ring(nodes) => Ok(Arc::new(ring(nodes, patience))),
         #[cfg(feature = "redis")]
         Url::Quorum(nodes) => {
-            let voter = |address: &Address| Arc::new(RedisStore::voter(address, patience)) as Arc<dyn Voter>;
+            let stamp = list_of(nodes).stamp();
+            let voter = |address: &Address| Arc::new(RedisStore::voter(address, &stamp, patience)) as Arc<dyn Voter>;
             let voters = nodes.addresses().iter().map(voter);
             Ok(Arc::new(Quorum::new(voters, nodes.identity(), nodes.to_string(), patience)))
         }
@@ -213,11 +214,16 @@ fn quorum_of(nodes: Nodes) -> Result<Nodes, String> {
     }
 }
 
+#[cfg(feature = "redis")]
+fn list_of(nodes: &Nodes) -> List {
+    let names: Vec<String> = nodes.addresses().iter().map(Address::name).collect();
+    List::new(names.iter().map(String::as_str))
+}
+
 /// A ring of servers.
 #[cfg(feature = "redis")]
 fn ring(listed: &Nodes, patience: Duration) -> Ring {
-    let names: Vec<String> = listed.addresses().iter().map(Address::name).collect();
-    let list = List::new(names.iter().map(String::as_str));
+    let list = list_of(listed);
     let node = |address| Arc::new(RedisStore::node(address, Some(&list), patience)) as Arc<dyn Node>;
     let nodes = listed.addresses().iter().map(node).collect();
     let all = listed.clone();

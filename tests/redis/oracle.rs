@@ -173,7 +173,7 @@ fn votes_agree(program: &'static str) {
     }
     let server = Server::start(program, &[]);
     let address = Address::parse(&server.url(), "/".as_ref()).expect("a URL");
-    let store = RedisStore::voter(&address, WITHIN);
+    let store = RedisStore::voter(&address, "", WITHIN);
     let key = Key::parse("k").expect("a letter is a key");
     let ttl = Duration::from_secs(2);
     let config = ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };
@@ -201,7 +201,7 @@ fn votes_agree(program: &'static str) {
                         if_fence: if_fence.map(|off| Fence(record.fence.0.saturating_add_signed(off))),
                         ..one_of_the_past((*who).into())
                     };
-                    let vote = store.vote(&key, &ask, WITHIN).expect("it answers");
+                    let vote = store.vote(&key, &ask, WITHIN).expect("it answers").expect("there is one list");
                     prop_assert!(vote.tenure.longest >= ttl, "{:?}", vote.tenure);
                     (text(&record.acquire(&now, &ask)), text(&vote.answer))
                 }

@@ -148,24 +148,24 @@ fn a_node_that_has_forgotten_all_does_not_vote_as_long_as_a_lease_may_live_that_
 
 #[test]
 fn one_who_forgot_a_lease_is_not_trusted_before_all_have_said_how_long_leases_live() {
-    on_nodes(3, |nodes, store| {
+    on_nodes(3, |nodes, _| {
+        let (second, third) = (Proxy::to(&nodes.0[1]), Proxy::to(&nodes.0[2]));
+        let store = Store::new().at(&url(&[&nodes.0[0].host, second.host(), third.host()]));
         store.run(&["run", "other", "--ttl", "1s", "--", "true"]).is(0, "", "");
-        let [first, second, _] = &nodes.0[..] else { panic!("there are three") };
         // One that the third node never heard of, and that lives longer than those of others.
-        let near = Store::new().at(&url(&[&first.host, &second.host, &new_host()]));
-        let lease = near.run(&["acquire", "k", "--ttl", "1m"]);
+        third.refuse();
+        let lease = store.run(&["acquire", "k", "--ttl", "1m"]);
         assert!(lease.status.success(), "{lease:#?}");
+        third.admit();
         nodes.0[0].kill();
         nodes.0[0].start_again();
         // The second one is slow to say so.
-        let proxy = Proxy::to(&nodes.0[1]);
-        let far = Store::new().at(&url(&[&nodes.0[0].host, proxy.host(), &nodes.0[2].host]));
         let newcomer = ["run", "-n", "k", "--ttl", "1s", "--", "true"];
-        far.run(&newcomer);
+        store.run(&newcomer);
         thread::sleep(Duration::from_millis(1500));
         for _ in 0..5 {
-            proxy.next("acquire", Fate::Late(Duration::from_millis(50)));
-            far.run(&newcomer).says(75, &["'k' is held"]);
+            second.next("acquire", Fate::Late(Duration::from_millis(50)));
+            store.run(&newcomer).says(75, &["'k' is held"]);
         }
     });
 }
@@ -260,6 +260,34 @@ fn fences_rise_in_the_order_of_grants_even_if_nodes_lose_leases() {
                 assert!(granted >= asked || earlier < later, "{earlier} was granted before {later} was asked for");
             }
         }
+    });
+}
+
+#[test]
+fn another_list_of_nodes_gets_nothing_as_long_as_a_lease_of_the_first_one_may_live() {
+    on_nodes(5, |nodes, all| {
+        let some = |numbers: &[usize]| Store::new().at(&nodes.url("quorum", numbers));
+        let others = [some(&[3, 1, 0]), some(&[1, 2, 4])];
+        let first = some(&[2, 1, 0]);
+        let holder = first.holding("k", &SHORT, "echo ready; cat >/dev/null");
+        let refused = |store: &Store| {
+            for key in ["k", "other"] {
+                let done = store.run(&["run", key, "-n", "--", "echo", "in"]);
+                done.says(78, &["it votes with another list of nodes"]);
+            }
+        };
+        others.iter().chain([all]).for_each(refused);
+        some(&[0, 1, 2]).run(&["run", "other", "--ttl", "1s", "--", "true"]).is(0, "", "");
+        // It counts from the last renewal, too.
+        std::thread::sleep(Duration::from_secs(3));
+        others.iter().chain([all]).for_each(refused);
+        holder.finish().is(0, "", "");
+        let begun = Instant::now();
+        wait_for("the turn of the longer list", || {
+            all.run(&["run", "k", "--ttl", "1s", "--", "true"]).status.success()
+        });
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+        refused(&first);
     });
 }
 

@@ -50,11 +50,17 @@ impl Quorum {
         }
     }
 
-    fn ask_for_votes(&self, key: &Key, ask: &Ask, whom: impl IntoIterator<Item = usize>, until: Moment) -> Round<Vote> {
+    fn ask_for_votes(
+        &self,
+        key: &Key,
+        ask: &Ask,
+        whom: impl IntoIterator<Item = usize>,
+        until: Moment,
+    ) -> Round<Option<Vote>> {
         let (key, ask, voted) = (key.clone(), ask.clone(), Arc::clone(&self.voted));
         Round::begin_at(&self.nodes, whom, until, move |at, node, within| {
             let vote = node.vote(&key, &ask, within);
-            if vote.is_ok() {
+            if let Ok(Some(_)) = vote {
                 lock(&voted).insert((at, ask.level));
             }
             vote
@@ -135,6 +141,7 @@ impl Quorum {
                         Verdict::Busy(holders, waiting) => Ok(Answer::Busy(holders, waiting)),
                         Verdict::Split | Verdict::TooLow(_) => Ok(Answer::Busy(Vec::new(), 0)),
                         Verdict::Refused(refusal) => Ok(Answer::Refused(refusal)),
+                        Verdict::Elsewhere(at) => Err(self.of_another_list(at)),
                         _ => Err(self.without_majority(&tally)),
                     };
                 }
@@ -180,6 +187,12 @@ impl Quorum {
             }
         }
         if founded < self.majority() { Err(self.too_few(errors)) } else { Ok(()) }
+    }
+
+    fn of_another_list(&self, at: usize) -> StoreError {
+        let node = self.nodes[at].store.describe();
+        let words = "it votes with another list of nodes, whose leases may still live";
+        StoreError::new(Trouble::Unfit, format_args!("redis quorum: {node}: {words}"))
     }
 
     /// Why there is no majority: nodes that do not answer, and those that may have forgotten something.

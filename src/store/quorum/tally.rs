@@ -17,6 +17,8 @@ pub(super) struct Tally {
     ttl: Duration,
     pub(super) votes: Vec<(usize, Vote)>,
     pub(super) errors: Vec<(usize, StoreError)>,
+    /// One that votes with others than these.
+    elsewhere: Option<usize>,
 }
 
 /// What is to be done.
@@ -38,6 +40,8 @@ pub(super) enum Verdict {
     Split,
     /// Most refused us.
     Refused(Refusal),
+    /// This one votes with others than these.
+    Elsewhere(usize),
     /// Too few can vote.
     Unknown,
 }
@@ -49,12 +53,13 @@ pub(super) const fn majority(nodes: usize) -> usize {
 
 impl Tally {
     pub(super) fn new(nodes: usize, fence: Option<Fence>, ttl: Duration) -> Self {
-        Self { nodes, fence, ttl, votes: Vec::new(), errors: Vec::new() }
+        Self { nodes, fence, ttl, votes: Vec::new(), errors: Vec::new(), elsewhere: None }
     }
 
-    pub(super) fn count(&mut self, at: usize, answer: Result<Vote, StoreError>) {
+    pub(super) fn count(&mut self, at: usize, answer: Result<Option<Vote>, StoreError>) {
         match answer {
-            Ok(vote) => self.votes.push((at, vote)),
+            Ok(Some(vote)) => self.votes.push((at, vote)),
+            Ok(None) => self.elsewhere = Some(at),
             Err(error) => self.errors.push((at, error)),
         }
     }
@@ -93,6 +98,9 @@ impl Tally {
 
     /// Judges by the votes that are in. There may be more to come, or not: `all_in`.
     pub(super) fn judge(&self, all_in: bool) -> Verdict {
+        if let Some(at) = self.elsewhere {
+            return Verdict::Elsewhere(at);
+        }
         let enough = majority(self.nodes);
         let counted: Vec<Grant> =
             self.agreed().filter(|(_, vote, _)| self.is_trusted(vote)).map(|(.., grant)| grant).collect();
@@ -208,7 +216,7 @@ mod tests {
         let mut tally = Tally::new(3, Some(Fence(7)), TTL);
         for (at, answer) in answers.into_iter().enumerate() {
             let vote = answer.map(|(answer, tenure)| Vote { answer, tenure });
-            tally.count(at, vote.ok_or_else(|| StoreError::new(Trouble::Unreachable, "it is away")));
+            tally.count(at, vote.map(Some).ok_or_else(|| StoreError::new(Trouble::Unreachable, "it is away")));
         }
         tally.judge(all_in)
     }

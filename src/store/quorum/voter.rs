@@ -7,11 +7,12 @@ use crate::store::{Store, StoreError, Watch};
 
 /// A store that agrees to leases with others of its kind, or does not.
 pub trait Voter: Store {
-    /// Asks for a key with a proposal: [`Ask::proposal`] is set.
+    /// Asks for a key with a proposal: [`Ask::proposal`] is set. Nothing, if leases may live that another list of voters
+    /// agreed to, in which it stands, too: then it has no vote here.
     ///
     /// # Errors
     /// [`StoreError`]: it is not known whether the voter agreed.
-    fn vote(&self, key: &Key, ask: &Ask, within: Duration) -> Result<Vote, StoreError>;
+    fn vote(&self, key: &Key, ask: &Ask, within: Duration) -> Result<Option<Vote>, StoreError>;
 
     /// From now on counts the one that had this `life` when it voted among those who founded the quorum, which have
     /// forgotten nothing.

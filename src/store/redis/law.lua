@@ -442,11 +442,18 @@ local function unlock(force, by, first)
 end
 
 -- A node that votes knows since when it has been there without a break, and how long leases live that others may
--- have given meanwhile: for so long it may have forgotten one when it starts. Whoever counts the votes judges that.
-local function note_tenure(ttl)
+-- have given meanwhile: for so long it may have forgotten one when it starts. Whoever counts the votes judges that. And as
+-- long as a lease may live that one list of nodes agreed to, it votes with no other one: their majorities need not meet.
+local function note_tenure(ttl, list)
   local known, longest = {}, 0
   local all = call('HGETALL', node)
   for at = 1, #all, 2 do known[all[at]] = all[at + 1] end
+  local listed = tonumber(known.listed or 0)
+  if list and known.list and known.list ~= list and listed > now then return end
+  list = list or known.list
+  if list then
+    call('HSET', node, 'list', list, 'listed', int(math.max(known.list == list and listed or 0, now + ttl)))
+  end
   local run = call('INFO', 'server'):match('run_id:(%x+)')
   if known.run ~= run then
     local state = known.run and 'restarted' or 'new'
@@ -504,7 +511,10 @@ local answer, caller, tenure
 if op == 'acquire' then
   local ask = cjson.decode(ARGV[4])
   caller = ask.level
-  if ask.fence then tenure = {note_tenure(math.max(tonumber(ask.ttl), tonumber(ask.min_hold)))} end
+  if ask.fence then
+    tenure = {note_tenure(math.max(tonumber(ask.ttl), tonumber(ask.min_hold)), ask.list)}
+    if #tenure == 0 then return {'other list'} end
+  end
   prune(caller)
   answer = acquire(ask)
 else

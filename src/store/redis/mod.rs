@@ -53,7 +53,7 @@ use crate::model::{
 const LAW: &str = include_str!("law.lua");
 
 /// Its SHA-1, by which a server knows it. To work that out would take a tenth of a run; a test does.
-const LAW_SHA1: &str = "883bf5cc149506fac52bf8f9bbb5beeffa247b1a";
+const LAW_SHA1: &str = "28c7e02b9087127c042cf6d98c250e7d4fa57d32";
 
 /// What of a key would end the part of a name that a Cluster looks at, or is the escape itself.
 const BRACES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
@@ -65,8 +65,8 @@ pub struct RedisStore {
     router: Router,
     /// What it is as a node of a ring, if it is one.
     seat: Option<Seat>,
-    /// Whether it is one of several that vote.
-    votes: bool,
+    /// The stamp of the list of those it votes with, if it is one of several.
+    votes: Option<String>,
     /// How long what has no limit of its own may take.
     patience: Duration,
     /// Where those who wait stand, as the server told them last.
@@ -87,7 +87,7 @@ impl RedisStore {
             address: address.clone(),
             router: Router::new(address),
             seat: None,
-            votes: false,
+            votes: None,
             patience,
             places: Mutex::default(),
             heard: Mutex::default(),
@@ -95,10 +95,10 @@ impl RedisStore {
         }
     }
 
-    /// The same as one of several that vote.
+    /// The same as one of several that vote, whose list has this `stamp`.
     #[must_use]
-    pub fn voter(address: &Address, patience: Duration) -> Self {
-        let mut store = Self { votes: true, ..Self::new(address, patience) };
+    pub fn voter(address: &Address, stamp: &str, patience: Duration) -> Self {
+        let mut store = Self { votes: Some(stamp.to_owned()), ..Self::new(address, patience) };
         store.router.pool.hurry = hurry::Hurry::new();
         store
     }
@@ -140,7 +140,7 @@ impl RedisStore {
         let mut parts: Vec<String> =
             ["record", "queue", "waiters", "life", "events", "wake:"].map(|part| self.name(key, part)).into();
         parts.push(self.index(slot));
-        if self.votes {
+        if self.votes.is_some() {
             parts.push(self.own());
         }
         parts.extend(self.stamp().map(|_| self.ring()));
@@ -203,6 +203,7 @@ impl RedisStore {
         if let Some(proposal) = ask.proposal {
             question["fence"] = proposal.fence.to_string().into();
             question["again"] = proposal.again.into();
+            question["list"] = self.votes.clone().into();
         }
         self.law_for(Some(ask.level), self.address.replicas, key, "acquire", &[&question.to_string()], within)
     }

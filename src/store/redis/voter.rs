@@ -14,17 +14,17 @@ use crate::store::quorum::{Origin, Tenure, Vote, Voter};
 use crate::store::{StoreError, Watch};
 
 impl Voter for RedisStore {
-    fn vote(&self, key: &Key, ask: &Ask, within: Duration) -> Result<Vote, StoreError> {
+    fn vote(&self, key: &Key, ask: &Ask, within: Duration) -> Result<Option<Vote>, StoreError> {
         let asked = self.ask_for(key, ask, within);
         let heard = Moment::now();
         let vote = asked.and_then(|answered| {
             answered.read(|reply| {
-                let (reply, tenure) = reply.vote()?;
-                Ok((reply.answer()?, tenure))
+                let vote = reply.vote()?;
+                vote.map(|(reply, tenure)| Ok((reply.answer()?, tenure))).transpose()
             })
         });
-        let (answer, tenure) = vote.map_err(|failure| self.error(failure))?;
-        Ok(Vote { answer: self.heed(ask, answer, heard), tenure })
+        let vote = vote.map_err(|failure| self.error(failure))?;
+        Ok(vote.map(|(answer, tenure)| Vote { answer: self.heed(ask, answer, heard), tenure }))
     }
 
     fn found(&self, life: &str, within: Duration) -> Result<(), StoreError> {
@@ -56,7 +56,13 @@ impl Voter for RedisStore {
 
 impl Reply {
     /// The answer to a proposal: what an ordinary request would be answered, and how far the voter's memory goes back.
-    fn vote(&self) -> Result<(Self, Tenure), Failure> {
+    /// Nothing, if it votes with another list.
+    fn vote(&self) -> Result<Option<(Self, Tenure)>, Failure> {
+        if let [word] = self.parts()
+            && reply::text(word) == Some("other list")
+        {
+            return Ok(None);
+        }
         let [word, answer, life, founder, origin, age, longest] = self.parts() else { return Err(reply::odd()) };
         if reply::text(word) != Some("vote") {
             return Err(reply::odd());
@@ -69,6 +75,7 @@ impl Reply {
             _ => return Err(reply::odd()),
         };
         let span = |value| reply::number(value).map(Duration::from_micros).ok_or_else(reply::odd);
-        Ok((Self::read(answer.clone())?, Tenure { life, origin, age: span(age)?, longest: span(longest)? }))
+        let tenure = Tenure { life, origin, age: span(age)?, longest: span(longest)? };
+        Ok(Some((Self::read(answer.clone())?, tenure)))
     }
 }

@@ -70,7 +70,7 @@ impl RedisStore {
         found.findings.extend(unknown);
         let info = info.ok().map(|replies| replies.first().and_then(reply::text).map(lines).ok_or(Failure::Garbage));
         let settings = settings.ok().map(|replies| replies.iter().filter_map(setting).collect());
-        let (waits, votes, listed) = (self.address.replicas > 0, self.votes, self.address.label.is_some());
+        let (waits, votes, listed) = (self.address.replicas > 0, self.votes.is_some(), self.address.label.is_some());
         let told = info.transpose()?.map(|info| Told { info, settings, waits, votes, listed });
         if let Some(told) = &told {
             found.run = Some(told.text("run_id").to_owned()).filter(|run| !run.is_empty());
