@@ -114,9 +114,13 @@ fn a_time_that_is_forgotten_or_never_was_is_missing(store: &Store) {
     let first = success().expect("it is known");
     store.run(&["run", "k", "--", "false"]).is(1, "", "");
     store.run(&["run", "k", "--", "sh", "-c", "kill -9 $$"]);
-    assert_eq!(success().as_ref(), Some(&first), "what went wrong since changes nothing");
+    let second = success().expect("it is known");
+    // Nodes of a quorum hear of it one after the other, and another one may tell.
+    let apart = |later: &str| later.parse::<f64>().expect("seconds") - first.parse::<f64>().expect("seconds");
+    assert!(apart(&second).abs() < 0.005, "what went wrong since changes nothing: {first} {second}");
     store.run(&["run", "k", "--", "true"]).is(0, "", "");
-    assert!(success() > Some(first), "of two the later one");
+    let third = success().expect("it is known");
+    assert!(apart(&third) > 0.005, "of two the later one: {first} {third}");
     let free = values(&text(store, &[]), "k");
     let names = ["dlock_held", "dlock_holders", "dlock_waiting", "dlock_held_seconds", "dlock_oldest_wait_seconds"];
     assert_eq!(names.map(|name| &*free[name]), ["0", "0", "0", "0.000000", "0.000000"]);

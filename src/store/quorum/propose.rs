@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::node::{Round, silence};
 use super::tally::{Tally, Verdict};
-use super::{GRACE, Quorum, Vote, lock, wait};
+use super::{GRACE, PARTING, Quorum, Vote, lock, wait};
 use crate::clock::{Deadline, Moment};
 use crate::model::{Answer, Ask, Fence, Grant, Hold, Key, LevelId, Patience, Proposal, Refusal, Released};
 use crate::store::{Store as _, StoreError, Trouble};
@@ -244,7 +244,7 @@ impl Quorum {
         let mut round = self.ask_for_votes(key, &ask, whom.iter().copied(), Moment::now().after(within));
         drop(state);
         // Whoever only renews is gone in a moment.
-        let until = Moment::now().after(GRACE);
+        let until = Moment::now().after(PARTING.1.min(within));
         while round.next(until).is_some() {}
     }
 }
