@@ -384,6 +384,7 @@ impl Running {
         kill(self.pid(), signal).expect("it runs");
     }
 
+    #[cfg(feature = "redis")]
     pub(crate) fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("it is ours").is_some()
     }
