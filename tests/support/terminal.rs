@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
@@ -37,6 +38,10 @@ impl Terminal {
     #[expect(unsafe_code, reason = "only so can a child get a controlling terminal")]
     pub(crate) fn start_sized(store: &Store, program: &mut Command, rows: u16, columns: u16) -> Self {
         let pty = openpty(&size(rows, columns), None).expect("there are pseudo terminals");
+        // Others start processes meanwhile, which are not to have them.
+        for end in [&pty.master, &pty.slave] {
+            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).expect("it is ours");
+        }
         let slave = || File::from(pty.slave.try_clone().expect("a descriptor"));
         program.stdin(slave()).stdout(slave()).stderr(slave());
         program.env("DLOCK_STORE", store.url());
