@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::tally::majority;
-use crate::model::{Event, EventKind, Hold, MAX_EVENTS, Record, Stamp, Waiter};
+use crate::model::{Event, EventKind, Hold, LevelId, MAX_EVENTS, Record, Stamp, Waiter};
 
 /// The record of a key of which so many of `nodes` told what they keep. What most of them may have is so; one that did
 /// not tell may have anything.
@@ -44,6 +44,16 @@ fn holders(records: &[Record], is_so: impl Fn(usize) -> bool) -> Vec<Hold> {
         }
     }
     holders.retain(|(count, _)| is_so(*count));
+    for (_, hold) in &mut holders {
+        let (lease, fence) = (hold.lease, hold.fence);
+        let same = records
+            .iter()
+            .flat_map(|record| &record.holders)
+            .filter(|other| (other.lease, other.fence) == (lease, fence));
+        let levels: Vec<LevelId> = same.flat_map(|other| &other.levels).map(|level| level.id).collect();
+        // A node may be late to hear that one was given back.
+        hold.levels.retain(|level| is_so(levels.iter().filter(|other| **other == level.id).count()));
+    }
     holders.sort_by_key(|(count, hold)| (std::cmp::Reverse(*count), hold.fence));
     holders.into_iter().map(|(_, hold)| hold).collect()
 }
@@ -91,4 +101,45 @@ pub(super) fn middle(stamps: impl Iterator<Item = Stamp>) -> Stamp {
     let mut stamps: Vec<Stamp> = stamps.collect();
     stamps.sort_unstable();
     stamps.get(stamps.len() / 2).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::merge;
+    use crate::model::{Ask, Ending, Info, Key, LeaseId, Mode, Patience, Record, Stamp};
+
+    /// A key that stays taken, as two of three nodes have it that heard of the end of the command, and one that did not.
+    fn cooling() -> Vec<Option<Record>> {
+        let lease = LeaseId::new([1; 16]);
+        let ask = Ask {
+            lease,
+            level: lease,
+            mode: Mode::Exclusive,
+            ttl: Some(Duration::from_secs(30)),
+            patience: Patience::None,
+            if_fence: None,
+            proposal: None,
+            min_hold: Duration::from_secs(3600),
+            max_reentry: 0,
+            attended: true,
+            info: Info::default(),
+        };
+        let now = Stamp::from_micros(1_000_000);
+        let mut held = Record::new(Key::parse("k").expect("a key"));
+        held.acquire(&now, &ask);
+        let mut given_back = held.clone();
+        given_back.release(&now, lease, Some(Ending::default()));
+        vec![Some(held), Some(given_back.clone()), Some(given_back)]
+    }
+
+    #[test]
+    fn what_most_nodes_heard_of_an_end_is_so() {
+        let record = merge(3, cooling()).expect("there is one");
+        assert!(record.holders[0].is_cooling(), "{record:?}");
+        // One that is silent may be as late as the first one.
+        let record = merge(3, cooling()[..2].to_vec()).expect("there is one");
+        assert!(!record.holders[0].is_cooling(), "{record:?}");
+    }
 }
