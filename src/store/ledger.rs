@@ -1,12 +1,14 @@
 //! A [`Store`] over any [`Register`]: one law, whatever keeps the records.
 
 use std::os::fd::OwnedFd;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use super::{Capabilities, Examination, Listing, Observer, Register, Scope, SetUp, Store, StoreError, Watch};
+use super::{
+    Capabilities, Examination, Inspected, Listing, Observer, Register, Scope, SetUp, Store, StoreError, Watch,
+};
 use crate::model::{
-    Answer, Ask, Ending, Fence, Info, Key, LeaseId, LevelId, Passage, Patience, Record, Released, Renewed, Stamp,
-    Unlocked,
+    Answer, Ask, Ending, Fence, Info, Key, LeaseId, LevelId, Passage, Patience, Record, Released, Renewed,
+    SIGN_OF_LIFE, Stamp, Unlocked,
 };
 
 /// Runs the law of leases inside the transactions of a register.
@@ -24,18 +26,27 @@ impl<R: Register> Ledger<R> {
     /// # Errors
     /// [`StoreError`]: it is not known whether the fence is remembered.
     pub fn pass(&self, key: &Key, level: LevelId, fence: Fence) -> Result<Passage, StoreError> {
-        self.0.transact(key, Some(level), |record, _| record.pass(level, fence))
+        self.0.transact(key, Some(level), None, |record, _| record.pass(level, fence))
+    }
+
+    /// The register.
+    pub const fn register(&self) -> &R {
+        &self.0
     }
 
     /// Where the register itself sees a process die, neither a place in the queue nor the hold of a `run`
-    /// goes by time.
+    /// goes by time; elsewhere both do.
     fn fit(&self, ask: &Ask) -> Ask {
         let mut ask = ask.clone();
-        if !self.0.capabilities().beats {
-            ask.ttl = ask.ttl.filter(|_| !ask.attended);
-            if ask.patience != Patience::None {
-                ask.patience = Patience::Attended;
+        if self.0.capabilities().beats {
+            if ask.patience == Patience::Attended {
+                ask.patience = Patience::SignOfLife(SIGN_OF_LIFE);
             }
+            return ask;
+        }
+        ask.ttl = ask.ttl.filter(|_| !ask.attended);
+        if ask.patience != Patience::None {
+            ask.patience = Patience::Attended;
         }
         ask
     }
@@ -54,29 +65,39 @@ impl<R: Register> Store for Ledger<R> {
         self.0.capabilities()
     }
 
-    fn acquire(&self, key: &Key, ask: &Ask, _: Duration) -> Result<Answer, StoreError> {
+    fn acquire(&self, key: &Key, ask: &Ask, within: Duration) -> Result<Answer, StoreError> {
         let ask = self.fit(ask);
-        self.0.transact(key, Some(ask.level), |record, clock| record.acquire(clock, &ask))
+        self.0.transact(key, Some(ask.level), Some(within), |record, clock| record.acquire(clock, &ask))
     }
 
-    fn renew(&self, key: &Key, level: LevelId, ttl: Duration, _: Duration) -> Result<Renewed, StoreError> {
-        self.0.transact(key, Some(level), |record, clock| record.renew(clock, level, ttl))
+    fn renew(&self, key: &Key, level: LevelId, ttl: Duration, within: Duration) -> Result<Renewed, StoreError> {
+        self.0.transact(key, Some(level), Some(within), |record, clock| record.renew(clock, level, ttl))
     }
 
-    fn release(&self, key: &Key, level: LevelId, ending: Option<Ending>, _: Duration) -> Result<Released, StoreError> {
-        self.0.transact(key, Some(level), |record, clock| record.release(clock, level, ending.clone()))
+    fn release(
+        &self,
+        key: &Key,
+        level: LevelId,
+        ending: Option<Ending>,
+        within: Duration,
+    ) -> Result<Released, StoreError> {
+        self.0.transact(key, Some(level), Some(within), |record, clock| record.release(clock, level, ending.clone()))
     }
 
     fn revoke(&self, key: &Key, leases: &[LeaseId], force: bool, by: &Info) -> Result<Unlocked, StoreError> {
-        self.0.transact(key, None, |record, clock| record.unlock(clock, leases, force, by))
+        self.0.transact(key, None, None, |record, clock| record.unlock(clock, leases, force, by))
     }
 
     fn inspect(&self, key: &Key) -> Result<Option<Record>, StoreError> {
         self.0.read(key)
     }
 
+    fn inspect_all(&self, keys: &[Key]) -> Result<Vec<Inspected>, StoreError> {
+        self.0.read_all(keys)
+    }
+
     fn now(&self) -> Stamp {
-        Stamp::default().after(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+        self.0.now()
     }
 
     fn ask_clock(&self) -> Result<Stamp, StoreError> {
@@ -95,8 +116,8 @@ impl<R: Register> Store for Ledger<R> {
         self.0.set_up_script()
     }
 
-    fn list(&self, _: Scope) -> Result<Listing, StoreError> {
-        Ok(Listing { keys: self.0.keys()?, unseen: Vec::new() })
+    fn list(&self, scope: Scope) -> Result<Listing, StoreError> {
+        Ok(Listing { keys: self.0.keys(scope)?, unseen: Vec::new() })
     }
 
     fn observe(&self, key: Option<&Key>) -> Result<Box<dyn Observer>, StoreError> {

@@ -6,6 +6,8 @@
 
 mod examine;
 mod file;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod hurry;
 mod ledger;
 #[cfg(feature = "redis")]
 mod nodes;
@@ -13,6 +15,8 @@ mod nodes;
 mod observers;
 #[cfg(feature = "redis")]
 mod parallel;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "redis")]
 mod quorum;
 #[cfg(feature = "redis")]
@@ -20,19 +24,23 @@ mod redis;
 mod registry;
 #[cfg(feature = "redis")]
 mod ring;
-#[cfg(feature = "redis")]
+#[cfg(any(feature = "postgres", feature = "redis"))]
 mod socket;
-#[cfg(feature = "redis")]
+#[cfg(any(feature = "postgres", feature = "redis"))]
 mod tls;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod wire;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use examine::{Examination, Finding, Severity};
 pub use file::FileRegister;
 pub use ledger::Ledger;
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresAddress, PostgresRegister};
 #[cfg(feature = "redis")]
 pub use quorum::{Origin, Quorum, Tenure, Vote, Voter};
 #[cfg(feature = "redis")]
@@ -103,12 +111,7 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`StoreError`] if the store did not answer; what is wrong with one record hides no other.
     fn inspect_all(&self, keys: &[Key]) -> Result<Vec<Inspected>, StoreError> {
-        keys.iter()
-            .map(|key| match self.inspect(key) {
-                Err(error) if !matches!(error.trouble, Trouble::Unfit | Trouble::Untrusted) => Err(error),
-                inspected => Ok(inspected),
-            })
-            .collect()
+        one_by_one(keys, |key| self.inspect(key))
     }
 
     /// Asks for the store's clock, which costs what the cheapest request costs.
@@ -181,7 +184,8 @@ pub trait Register: Send + Sync {
 
     /// Hands the key's record (a new one if it has none) and the store's clock to `change`, and stores
     /// what it makes of it if that differs. `change` may be called again, so it is pure. The level `me` is
-    /// the caller's own: its sign of life follows what [`Record::sign_of_life`] says of it.
+    /// the caller's own: its sign of life follows what [`Record::sign_of_life`] says of it. Takes no longer than
+    /// `within`, where the records are on another machine; without it no longer than what [`open`] was told.
     ///
     /// # Errors
     /// [`StoreError`]: it is not known whether the record was changed.
@@ -189,6 +193,7 @@ pub trait Register: Send + Sync {
         &self,
         key: &Key,
         me: Option<LevelId>,
+        within: Option<Duration>,
         change: impl FnMut(&mut Record, &dyn Clock) -> T,
     ) -> Result<T, StoreError>;
 
@@ -197,6 +202,19 @@ pub trait Register: Send + Sync {
     /// # Errors
     /// [`StoreError`].
     fn read(&self, key: &Key) -> Result<Option<Record>, StoreError>;
+
+    /// See [`Store::inspect_all`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn read_all(&self, keys: &[Key]) -> Result<Vec<Inspected>, StoreError> {
+        one_by_one(keys, |key| self.read(key))
+    }
+
+    /// See [`Store::now`].
+    fn now(&self) -> Stamp {
+        Stamp::default().after(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+    }
 
     /// See [`Store::ask_clock`].
     ///
@@ -227,7 +245,7 @@ pub trait Register: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError`].
-    fn keys(&self) -> Result<Vec<Key>, StoreError>;
+    fn keys(&self, scope: Scope) -> Result<Vec<Key>, StoreError>;
 
     /// See [`Store::observe`].
     ///
@@ -250,6 +268,18 @@ pub trait Register: Send + Sync {
 
 /// The answer to [`Store::inspect`] for one of many.
 pub type Inspected = Result<Option<Record>, StoreError>;
+
+/// Reads each by itself. What is wrong with one record hides no other.
+fn one_by_one(
+    keys: &[Key],
+    read: impl Fn(&Key) -> Result<Option<Record>, StoreError>,
+) -> Result<Vec<Inspected>, StoreError> {
+    let read = |key| match read(key) {
+        Err(error) if !matches!(error.trouble, Trouble::Unfit | Trouble::Untrusted) => Err(error),
+        inspected => Ok(inspected),
+    };
+    keys.iter().map(read).collect()
+}
 
 /// What came of [`Store::set_up`].
 #[derive(Clone, Debug, PartialEq, Eq)]

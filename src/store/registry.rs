@@ -11,6 +11,8 @@ use super::{Address, Node, Nodes, Quorum, RedisStore, Ring, Voter};
 use super::{FileRegister, Ledger, Store, StoreError};
 #[cfg(feature = "redis")]
 use super::{List, Trouble};
+#[cfg(feature = "postgres")]
+use super::{PostgresAddress, PostgresRegister};
 
 /// Where a store is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +28,9 @@ pub enum Url {
     /// `redis+quorum://…`: most of several servers.
     #[cfg(feature = "redis")]
     Quorum(Box<Nodes>),
+    /// `postgres://…`: a table in a PostgreSQL database.
+    #[cfg(feature = "postgres")]
+    Postgres(Box<PostgresAddress>),
 }
 
 /// What this dlock was built with.
@@ -45,6 +50,8 @@ const KNOWN: &[&str] = &[
     "'redis+ring://HOST,HOST'",
     #[cfg(feature = "redis")]
     "'redis+quorum://HOST,HOST,HOST'",
+    #[cfg(feature = "postgres")]
+    "'postgres://HOST/DATABASE'",
 ];
 
 /// A text that names no store.
@@ -98,6 +105,11 @@ impl Url {
                 Ok(nodes) => Ok(Self::Quorum(Box::new(nodes))),
                 Err(words) => Err(BadUrl(format!("this '{scheme}:' URL is not good: {words}"))),
             },
+            #[cfg(feature = "postgres")]
+            "postgres" | "postgresql" => match PostgresAddress::parse(text, here) {
+                Ok(address) => Ok(Self::Postgres(Box::new(address))),
+                Err(words) => Err(BadUrl(format!("this '{scheme}:' URL is not good: {words}"))),
+            },
             // What stands before a ':' alone may be a password.
             _ if !rest.starts_with("//") => {
                 Err(BadUrl(format!("it is no store URL; this dlock knows {}", KNOWN.join(", "))))
@@ -113,6 +125,8 @@ impl Url {
             Self::File(path) => Some(path),
             #[cfg(feature = "redis")]
             Self::Redis(_) | Self::Ring(_) | Self::Quorum(_) => None,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(_) => None,
         }
     }
 
@@ -146,6 +160,8 @@ impl Url {
             Self::Ring(nodes) => nodes.identity(),
             #[cfg(feature = "redis")]
             Self::Quorum(nodes) => nodes.identity(),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(address) => address.identity(),
         }
     }
 
@@ -164,6 +180,8 @@ impl Url {
             Self::Ring(nodes) => nodes.text().into(),
             #[cfg(feature = "redis")]
             Self::Quorum(nodes) => nodes.text().into(),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(address) => address.text().into(),
         }
     }
 }
@@ -181,7 +199,10 @@ pub enum Intent {
 ///
 /// # Errors
 /// [`StoreError`] if it is known at once that the store cannot be used.
-#[cfg_attr(not(feature = "redis"), expect(unused_variables, reason = "the file store has limits of its own"))]
+#[cfg_attr(
+    not(any(feature = "postgres", feature = "redis")),
+    expect(unused_variables, reason = "the file store has limits of its own")
+)]
 pub fn open(url: &Url, intent: Intent, patience: Duration) -> Result<Arc<dyn Store>, StoreError> {
     match url {
         Url::File(path) => Ok(Arc::new(Ledger::new(FileRegister::open(path, intent == Intent::Lock)?))),
@@ -195,6 +216,10 @@ pub fn open(url: &Url, intent: Intent, patience: Duration) -> Result<Arc<dyn Sto
             let voter = |address: &Address| Arc::new(RedisStore::voter(address, &stamp, patience)) as Arc<dyn Voter>;
             let voters = nodes.addresses().iter().map(voter);
             Ok(Arc::new(Quorum::new(voters, nodes.identity(), nodes.to_string(), patience)))
+        }
+        #[cfg(feature = "postgres")]
+        Url::Postgres(address) => {
+            Ok(Arc::new(Ledger::new(PostgresRegister::new(address, intent == Intent::Lock, patience))))
         }
     }
 }
@@ -255,6 +280,8 @@ impl fmt::Display for Url {
             Self::Ring(nodes) => write!(f, "{nodes}"),
             #[cfg(feature = "redis")]
             Self::Quorum(nodes) => write!(f, "{nodes}"),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(address) => write!(f, "{address}"),
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Connecting to a server: finding the address of its host, TCP, and sockets of this machine. Every step has an end in
 //! time, whatever the other side does.
 
+use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -17,8 +18,37 @@ use crate::signal;
 /// between (NAT) does not forget an idle connection, and a half-open one is noticed.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
+/// What to connect to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Endpoint {
+    /// A host, without the brackets of an IPv6 address, and a port.
+    Tcp(String, u16),
+    /// A socket of this machine.
+    Unix(PathBuf),
+}
+
+impl Endpoint {
+    /// Connects to it.
+    pub(super) fn connect(&self, until: Moment) -> io::Result<Socket> {
+        match self {
+            Self::Unix(path) => unix(path, until),
+            Self::Tcp(host, port) => tcp(host, *port, until),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
 /// Connects to a socket of this machine.
-pub(super) fn unix(path: &Path, until: Moment) -> io::Result<Socket> {
+fn unix(path: &Path, until: Moment) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     let address = SockAddr::unix(path)?;
     // A server that accepts nobody would make us wait.
@@ -28,7 +58,7 @@ pub(super) fn unix(path: &Path, until: Moment) -> io::Result<Socket> {
 }
 
 /// Connects to the first address of the host that lets us.
-pub(super) fn tcp(host: &str, port: u16, until: Moment) -> io::Result<Socket> {
+fn tcp(host: &str, port: u16, until: Moment) -> io::Result<Socket> {
     let addresses = resolve(host, port, until)?;
     let mut last = io::Error::other("the host has no address");
     for (at, address) in addresses.iter().enumerate() {

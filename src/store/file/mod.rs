@@ -31,7 +31,7 @@ use self::observe::DirectoryObserver;
 use self::page::{Content, Page};
 use self::reading::{Reading, SETTLED_AFTER};
 use self::watch::Sleeper;
-use super::{Capabilities, Examination, Observer, Register, StoreError, Trouble, Watch};
+use super::{Capabilities, Examination, Observer, Register, Scope, StoreError, Trouble, Watch};
 use crate::clock::Moment;
 use crate::model::{Clock, Key, LevelId, Record, Stamp};
 
@@ -195,6 +195,7 @@ impl Register for FileRegister {
         &self,
         key: &Key,
         me: Option<LevelId>,
+        _: Option<Duration>,
         mut change: impl FnMut(&mut Record, &dyn Clock) -> T,
     ) -> Result<T, StoreError> {
         let (file, inode) = if let Some(found) = self.locked(key, false)? {
@@ -251,7 +252,7 @@ impl Register for FileRegister {
         Ok(Some(reading.by_wall_clock()))
     }
 
-    fn keys(&self) -> Result<Vec<Key>, StoreError> {
+    fn keys(&self, _: Scope) -> Result<Vec<Key>, StoreError> {
         let mut keys = Vec::new();
         for name in self.directory.names()? {
             let Some(name) = name.to_str() else { continue };

@@ -1,8 +1,8 @@
 //! Where servers are, how the one that has a key is found, and how one is let in.
 
 use std::fmt;
-use std::path::PathBuf;
 
+pub(super) use crate::store::socket::Endpoint;
 use crate::store::tls::Tls;
 
 /// The address of a store in one server or several.
@@ -37,15 +37,6 @@ pub(super) struct Sentinels {
     pub(super) access: Access,
     /// What they call the master.
     pub(super) master: String,
-}
-
-/// What to connect to.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Endpoint {
-    /// A host, without the brackets of an IPv6 address, and a port.
-    Tcp(String, u16),
-    /// A socket of this machine.
-    Unix(PathBuf),
 }
 
 /// How one is let in.
@@ -139,16 +130,6 @@ impl fmt::Display for Address {
                 Some(seed) => write!(f, "redis cluster at {seed}"),
                 None => f.write_str("redis cluster"),
             },
-        }
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "{}", path.display()),
         }
     }
 }

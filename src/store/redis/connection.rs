@@ -3,23 +3,19 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use redis::{Cmd, Parser, Value, cmd};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
-use socket2::Socket;
 
 use super::address::{Access, Endpoint};
-use super::hurry::Hurry;
 use super::reply;
 use super::trouble::Failure;
 use crate::clock::Moment;
-use crate::store::socket;
+use crate::store::hurry::Hurry;
 use crate::store::tls::TlsConfig;
+use crate::store::wire::{Stream, Wire};
 
 /// How much memory the replies to one request may need. A record with 10,000 waiters takes some 12 MiB.
 const LARGEST: usize = 64 << 20;
@@ -44,19 +40,6 @@ pub(super) struct Connection {
     ahead: VecDeque<u8>,
 }
 
-enum Stream {
-    Plain(Wire),
-    Tls(Box<StreamOwned<ClientConnection, Wire>>),
-}
-
-/// A socket whose reads and writes end in time.
-struct Wire {
-    socket: Socket,
-    until: Moment,
-    /// Ends the waiting for what is to be read before that.
-    hurry: Hurry,
-}
-
 impl Connection {
     /// Connects, and does what the server wants to see before it takes commands.
     pub(super) fn open(
@@ -69,17 +52,13 @@ impl Connection {
         let until = Moment::now().after(within);
         let wire = |socket| Wire { socket, until, hurry: hurry.clone() };
         let stream = match (server, &access.tls) {
-            (Endpoint::Unix(path), _) => Stream::Plain(wire(socket::unix(path, until).map_err(failure)?)),
-            (Endpoint::Tcp(host, port), None) => Stream::Plain(wire(socket::tcp(host, *port, until).map_err(failure)?)),
-            (Endpoint::Tcp(host, port), Some(tls)) => {
+            (Endpoint::Unix(_), _) | (_, None) => Stream::Plain(wire(server.connect(until).map_err(failure)?)),
+            (Endpoint::Tcp(host, _), Some(tls)) => {
                 let config = config.get(tls).map_err(Failure::Settings)?;
                 let name = ServerName::try_from(host.clone())
                     .map_err(|_| Failure::Settings(format!("'{host}' is no name that a certificate can have")))?;
                 let session = ClientConnection::new(config, name).map_err(Failure::Tls)?;
-                Stream::Tls(Box::new(StreamOwned::new(
-                    session,
-                    wire(socket::tcp(host, *port, until).map_err(failure)?),
-                )))
+                Stream::Tls(Box::new(StreamOwned::new(session, wire(server.connect(until).map_err(failure)?))))
             }
         };
         let (server, parser) = (server.clone(), Parser::new());
@@ -265,110 +244,6 @@ impl Read for Reader<'_> {
             }
         }
         read
-    }
-}
-
-impl Stream {
-    fn wire(&mut self) -> &mut Wire {
-        match self {
-            Self::Plain(wire) => wire,
-            Self::Tls(stream) => &mut stream.sock,
-        }
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(wire) => wire.read(buffer),
-            Self::Tls(stream) => stream.read(buffer),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(wire) => wire.write(bytes),
-            Self::Tls(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Plain(wire) => wire.flush(),
-            Self::Tls(stream) => stream.flush(),
-        }
-    }
-}
-
-impl Wire {
-    /// Waits until there is something to read, or an end of it; no if there is nothing for `span`.
-    fn is_readable(&self, span: Duration) -> bool {
-        self.is_readable_unless(None, span)
-    }
-
-    /// The same; no, too, once there is a hurry.
-    fn is_readable_before_hurry(&self, span: Duration) -> bool {
-        self.is_readable_unless(self.hurry.bell(), span)
-    }
-
-    fn is_readable_unless(&self, bell: Option<BorrowedFd>, span: Duration) -> bool {
-        let until = Moment::now().after(span);
-        let socket = PollFd::new(self.socket.as_fd(), PollFlags::POLLIN);
-        let mut both: Vec<PollFd> =
-            std::iter::once(socket).chain(bell.map(|b| PollFd::new(b, PollFlags::POLLIN))).collect();
-        loop {
-            // Rounded up: it counts in milliseconds, too.
-            let left = until.left().as_micros().div_ceil(1000);
-            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            match poll(&mut both, left) {
-                Ok(0) if until.left().is_zero() => return false,
-                Ok(0) | Err(Errno::EINTR) => {}
-                // What is wrong will be said by the read.
-                Ok(_) | Err(_) => return both[0].any() != Some(false),
-            }
-        }
-    }
-
-    /// Does `work` until it is done, or the time is over. A signal is not its end.
-    fn in_time(&mut self, mut work: impl FnMut(&mut Self, Option<Duration>) -> io::Result<usize>) -> io::Result<usize> {
-        loop {
-            let left = self.until.left();
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            // Less than a microsecond would be no limit at all.
-            match work(self, Some(left.max(Duration::from_micros(1)))) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                done => return done,
-            }
-        }
-    }
-}
-
-impl Read for Wire {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.in_time(|wire, left| {
-            if wire.hurry.bell().is_some() && !wire.is_readable_before_hurry(left.unwrap_or_default()) {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            wire.socket.set_read_timeout(left)?;
-            wire.socket.read(buffer)
-        })
-    }
-}
-
-impl Write for Wire {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.in_time(|wire, left| {
-            wire.socket.set_write_timeout(left)?;
-            wire.socket.write(bytes)
-        })
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

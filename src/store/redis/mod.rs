@@ -6,7 +6,6 @@ mod address;
 mod cluster;
 mod connection;
 mod examine;
-mod hurry;
 mod list;
 mod nodes;
 mod observe;
@@ -99,7 +98,7 @@ impl RedisStore {
     #[must_use]
     pub fn voter(address: &Address, stamp: &str, patience: Duration) -> Self {
         let mut store = Self { votes: Some(stamp.to_owned()), ..Self::new(address, patience) };
-        store.router.pool.hurry = hurry::Hurry::new();
+        store.router.pool.hurry = super::hurry::Hurry::new();
         store
     }
 

@@ -8,11 +8,11 @@ use redis::{Cmd, Value, cmd};
 
 use super::address::{Access, Endpoint};
 use super::connection::Connection;
-use super::hurry::Hurry;
 use super::trouble::Failure;
 use super::{lock, reply};
 use crate::clock::Moment;
 use crate::model::LevelId;
+use crate::store::hurry::Hurry;
 use crate::store::tls::TlsConfig;
 
 /// How many connections without an answer are kept at most.

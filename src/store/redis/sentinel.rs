@@ -11,11 +11,11 @@ use redis::{Cmd, Value, cmd};
 
 use super::address::{Endpoint, Sentinels};
 use super::connection::Connection;
-use super::hurry::Hurry;
 use super::trouble::Failure;
 use super::{lock, reply};
 use crate::clock::Moment;
 use crate::signal;
+use crate::store::hurry::Hurry;
 use crate::store::tls::TlsConfig;
 
 /// How long sentinels that are slower than others are waited for, unless most have answered.

@@ -7,12 +7,12 @@ use redis::Value;
 use super::super::RedisStore;
 use super::super::address::{Endpoint, Sentinels};
 use super::super::connection::Connection;
-use super::super::hurry::Hurry;
 use super::super::parallel::at_once;
 use super::super::sentinel::{field, named, questions};
 use super::super::trouble::{Failure, said};
 use super::{distinct, each_once, is_replaced_too_late, span};
 use crate::clock::Moment;
+use crate::store::hurry::Hurry;
 use crate::store::tls::TlsConfig;
 use crate::store::{Examination, Finding};
 

@@ -1,0 +1,163 @@
+//! Hearing of changes: a channel for each level that waits or holds, so that nobody wakes for what is none of his business,
+//! and one for all who look on. A pooler may give each transaction to another session, and then nobody hears anything; so it
+//! is tried before it is relied on.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::address::Table;
+use super::connection::{Connection, Statement, plain, with};
+use super::table::NOTIFY;
+use super::trouble::Failure;
+use super::{PostgresRegister, lock};
+use crate::clock::Moment;
+use crate::model::{Key, LevelId, Record};
+
+/// What one says to oneself.
+const PROOF: &str = "proof";
+
+/// It is your turn, or something became of your hold.
+pub(super) const ACT: &str = "act";
+
+/// Look at the record: it names another instant for you.
+pub(super) const LOOK: &str = "look";
+
+/// How long to listen to oneself, where somebody stands between us and the server.
+const HEARS_WITHIN: Duration = Duration::from_millis(500);
+
+/// How many at the head of a queue look at the instants that the record names.
+pub(super) const WATCHERS: usize = 2;
+
+/// The names of channels. They say nothing of a lease's id: whoever can log in may see them.
+#[derive(Debug)]
+pub(super) struct Channels {
+    table: String,
+    /// Of all changes; the words are the key.
+    pub(super) changes: String,
+}
+
+impl Channels {
+    pub(super) fn of(table: &Table) -> Self {
+        let table = table.prefix().to_owned();
+        Self { changes: name(&[&table]), table }
+    }
+
+    /// Of what concerns this level.
+    pub(super) fn of_level(&self, level: LevelId) -> String {
+        name(&[&self.table, &level.secret()])
+    }
+
+    /// What there is to tell of a change that the caller made.
+    pub(super) fn news(
+        &self,
+        key: &Key,
+        before: &Record,
+        after: &Record,
+        me: Option<LevelId>,
+    ) -> Option<Statement<'_>> {
+        if !after.differs_from(before) {
+            return None;
+        }
+        let mut news = Map::new();
+        let mut tell = |level: LevelId, words: &str| {
+            if Some(level) != me {
+                news.insert(self.of_level(level), words.into());
+            }
+        };
+        let sooner = after.next_end() < before.next_end();
+        for (at, waiter) in after.queue.iter().enumerate() {
+            let place = before.queue.iter().position(|other| other.lease == waiter.lease);
+            let was_offered = place.is_some_and(|place| before.queue[place].offered_at.is_some());
+            if waiter.offered_at.is_some() && !was_offered {
+                tell(waiter.lease, ACT);
+            } else if at < WATCHERS && (sooner || place.is_some_and(|place| place >= WATCHERS)) {
+                tell(waiter.lease, LOOK);
+            }
+        }
+        for hold in &before.holders {
+            let left = after.hold(hold.lease);
+            let is_news = left.is_none_or(|left| left.revoked && !hold.revoked);
+            let levels = hold.levels.iter().filter(|level| {
+                is_news || left.is_some_and(|left| left.levels.iter().all(|other| other.id != level.id))
+            });
+            levels.for_each(|level| tell(level.id, ACT));
+        }
+        news.insert(self.changes.clone(), key.as_str().into());
+        Some(with(NOTIFY, [Value::Object(news).to_string()]))
+    }
+}
+
+fn name(parts: &[&str]) -> String {
+    let digest = Sha256::digest(parts.join("\0"));
+    let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    format!("dlock_{hex}")
+}
+
+impl PostgresRegister {
+    /// A connection that hears what is told on a channel, if any can. Of those that are idle so many are left alone.
+    pub(super) fn listen(&self, channel: &str, left: usize, until: Moment) -> Result<Connection, Failure> {
+        let idle = self.take_idle(Some(channel), left);
+        let was_idle = idle.is_some();
+        let connection = idle.map_or_else(|| self.open(until), Ok)?;
+        match self.listen_on(connection, channel, until) {
+            Err(failure) if was_idle && failure.is_stale() => {
+                lock(&self.idle).clear();
+                self.listen_on(self.open(until)?, channel, until)
+            }
+            listening => listening,
+        }
+    }
+
+    fn listen_on(&self, mut connection: Connection, channel: &str, until: Moment) -> Result<Connection, Failure> {
+        if self.is_deaf() || connection.channels.contains(channel) {
+            return Ok(connection);
+        }
+        let server = connection.server.clone();
+        self.begin(&mut connection, channel, until).map_err(|failure| failure.by(&server))?;
+        Ok(connection)
+    }
+
+    fn begin(&self, connection: &mut Connection, channel: &str, until: Moment) -> Result<(), Failure> {
+        // Who listens to many levels in turn hears of the last one only.
+        let mut statements: Vec<String> = connection.channels.iter().map(|old| format!("UNLISTEN {old}")).collect();
+        statements.extend([format!("LISTEN {channel}"), "SELECT pg_backend_pid()".into()]);
+        let statements: Vec<Statement> = statements.iter().map(|text| plain(text)).collect();
+        let done = connection.ask(&statements, until)?;
+        let proved = !connection.channels.is_empty();
+        connection.channels = std::iter::once(channel.to_owned()).collect();
+        if proved {
+            return Ok(());
+        }
+        // A pooler stands between us and the server if that is not the process that let us in.
+        let process = done.last().and_then(|done| done.value(0)?.parse().ok());
+        let is_direct = process == Some(connection.process);
+        let proof = [with(NOTIFY, [json!({ channel: PROOF }).to_string()])];
+        let by = if is_direct {
+            connection.ask(&proof, until)?;
+            until
+        } else {
+            // Over another connection, for the session that hears it may be the one that said it.
+            self.ask_on(self.open(until)?, &proof, until)?;
+            until.min(Moment::now().after(HEARS_WITHIN))
+        };
+        while let Some(note) = connection.next_note(by)? {
+            if note.words == PROOF {
+                return Ok(());
+            }
+        }
+        log::info!("{} is behind a pooler that keeps no session: dlock looks, since it is not told", self.address);
+        self.deaf.store(true, Ordering::Relaxed);
+        connection.channels.clear();
+        // Whoever has that session next would be told.
+        connection.ask(&[plain(&format!("UNLISTEN {channel}"))], until)?;
+        Ok(())
+    }
+
+    /// Whether it is known that nobody tells us anything.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.deaf.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,325 @@
+//! PostgreSQL: a row for each key, which is locked while the law works on its record. Who waits hears by LISTEN and NOTIFY,
+//! on a channel of its own, where that works; behind a pooler that gives each transaction to another session it looks.
+
+mod address;
+mod connection;
+mod examine;
+mod listen;
+mod login;
+mod observe;
+mod parse;
+mod table;
+mod tls;
+mod transact;
+mod trouble;
+mod wait;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::json;
+
+pub use address::Address as PostgresAddress;
+use connection::{Connection, Done, Statement, plain, with};
+use listen::Channels;
+use table::{CLOCK, Statements};
+use tls::TlsConfig;
+use transact::Stuck;
+use trouble::Failure;
+
+use super::{Capabilities, Examination, Inspected, Observer, Register, Scope, SetUp, StoreError, Watch};
+use crate::clock::Moment;
+use crate::model::{Clock, Key, LevelId, Record, RecordError, Stamp};
+
+/// A register in a database.
+pub struct PostgresRegister {
+    address: PostgresAddress,
+    identity: String,
+    statements: Statements,
+    channels: Channels,
+    tls: TlsConfig,
+    /// Whether missing tables are made when a key is asked for.
+    makes: bool,
+    /// How long what has no limit of its own may take.
+    patience: Duration,
+    idle: Mutex<Vec<Connection>>,
+    /// Connections on which a change got no answer.
+    stuck: Mutex<Vec<Stuck>>,
+    /// Whether it is known that nobody hears of a NOTIFY on the connections that we get.
+    deaf: AtomicBool,
+    /// The server's clock when it spoke last, and ours when we heard it.
+    heard: Mutex<Option<(Stamp, Moment)>>,
+    /// Tests rule time; nobody else does.
+    clock: Mutex<Option<Stamp>>,
+}
+
+/// A record as it was read: as it is kept, and as it is with the signs of life of those who wait.
+struct Reading {
+    /// Nothing, if there is no row.
+    kept: Option<Record>,
+    seen: Record,
+    /// Whose signs of life there are.
+    signed: Vec<LevelId>,
+    now: Stamp,
+}
+
+impl PostgresRegister {
+    /// The register at `address`. Connects when it is asked for something; what has no limit of its own may take
+    /// `patience`. If it `makes` them, tables that are missing are made when a key is asked for.
+    #[must_use]
+    pub fn new(address: &PostgresAddress, makes: bool, patience: Duration) -> Self {
+        Self {
+            identity: address.identity(),
+            statements: Statements::on(&address.table),
+            channels: Channels::of(&address.table),
+            address: address.clone(),
+            tls: TlsConfig::default(),
+            makes,
+            patience,
+            idle: Mutex::default(),
+            stuck: Mutex::default(),
+            deaf: AtomicBool::new(false),
+            heard: Mutex::default(),
+            clock: Mutex::default(),
+        }
+    }
+
+    /// Makes this the clock of all that follows, for tests of the law.
+    pub fn set_clock(&self, now: Option<Stamp>) {
+        *lock(&self.clock) = now;
+    }
+
+    fn error(&self, failure: Failure) -> StoreError {
+        failure.at(&self.address)
+    }
+
+    fn until(&self) -> Moment {
+        Moment::now().after(self.patience)
+    }
+
+    fn open(&self, until: Moment) -> Result<Connection, Failure> {
+        Connection::open(&self.address, &self.tls, until)
+    }
+
+    /// A connection that is idle; if it may be, one that `listens` to this channel. So many are left alone.
+    fn take_idle(&self, listens: Option<&str>, left: usize) -> Option<Connection> {
+        let mut idle = lock(&self.idle);
+        idle.retain_mut(Connection::is_usable);
+        let listening = listens.and_then(|channel| idle.iter().position(|c| c.channels.contains(channel)));
+        if idle.len() <= left {
+            return None;
+        }
+        // Whoever asks for nothing in particular leaves alone those that listen.
+        let quiet = || idle.iter().rposition(|connection| connection.channels.is_empty());
+        let at = listening.or_else(quiet).unwrap_or(idle.len() - 1);
+        Some(idle.remove(at))
+    }
+
+    /// Keeps a connection for the next request.
+    fn keep(&self, connection: Connection) {
+        lock(&self.idle).push(connection);
+    }
+
+    /// Does statements that change nothing, or that can be done twice.
+    fn ask(&self, statements: &[Statement], until: Moment) -> Result<Vec<Done>, Failure> {
+        if let Some(connection) = self.take_idle(None, 0) {
+            match self.ask_on(connection, statements, until) {
+                Err(failure) if failure.is_stale() => lock(&self.idle).clear(),
+                done => return done,
+            }
+        }
+        self.ask_on(self.open(until)?, statements, until)
+    }
+
+    fn ask_on(
+        &self,
+        mut connection: Connection,
+        statements: &[Statement],
+        until: Moment,
+    ) -> Result<Vec<Done>, Failure> {
+        let done = connection.ask(statements, until).map_err(|failure| failure.by(&connection.server));
+        if done.is_ok() || connection.roll_back(until) {
+            self.keep(connection);
+        }
+        done
+    }
+
+    /// Does a statement that only looks; nothing if the tables are not there.
+    fn look(&self, statement: Statement) -> Result<Option<Done>, Failure> {
+        match self.ask(&[statement], self.until()) {
+            Err(failure) if failure.is_missing_table() => Ok(None),
+            done => Ok(done?.pop()),
+        }
+    }
+
+    /// What a row says: record, clock, and signs of life.
+    fn read_row(&self, key: &Key, row: &[Option<String>]) -> Result<Reading, Failure> {
+        let column = |at: usize| row.get(at).and_then(|cell| cell.as_deref());
+        let now = column(1).and_then(|micros| micros.parse().ok()).ok_or(Failure::Garbage)?;
+        self.reading(key, column(0), Stamp::from_micros(now), column(2))
+    }
+
+    fn reading(&self, key: &Key, record: Option<&str>, now: Stamp, life: Option<&str>) -> Result<Reading, Failure> {
+        *lock(&self.heard) = Some((now, Moment::now()));
+        let now = lock(&self.clock).unwrap_or(now);
+        let decode = |text: &str| {
+            Record::decode(key, text.as_bytes()).map_err(|error| {
+                Failure::Odd(match error {
+                    RecordError::Newer(layout) => format!(
+                        "the record of '{key}' was written by a newer version of dlock (layout {layout}); use that one"
+                    ),
+                    RecordError::Corrupt(why) => {
+                        let table = self.address.table.prefix();
+                        format!("the record of '{key}' in table '{table}' is not one of dlock's: {why}")
+                    }
+                })
+            })
+        };
+        let kept = record.map(decode).transpose()?;
+        let mut seen = kept.clone().unwrap_or_else(|| Record::new(key.clone()));
+        let signs: HashMap<String, u64> = life.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        let signs: HashMap<LevelId, Stamp> = signs
+            .into_iter()
+            .filter_map(|(lease, until)| Some((LevelId::parse(&lease).ok()?, Stamp::from_micros(until))))
+            .collect();
+        for waiter in &mut seen.queue {
+            waiter.until = waiter.until.map(|until| until.max(signs.get(&waiter.lease).copied().unwrap_or(until)));
+        }
+        Ok(Reading { kept, seen, signed: signs.into_keys().collect(), now })
+    }
+
+    fn inspect(&self, key: &Key) -> Result<Option<Record>, Failure> {
+        let done = self.look(with(&self.statements.look, [key.as_str().into()]))?;
+        let row = done.and_then(|done| done.rows.into_iter().next());
+        row.map(|row| self.read_row(key, &row).map(Reading::looked_at)).transpose()
+    }
+
+    /// The keys that a statement lists.
+    fn names(&self, statement: &str) -> Result<Vec<Key>, Failure> {
+        let done = self.look(plain(statement))?.unwrap_or_default();
+        let mut keys = Vec::with_capacity(done.rows.len());
+        for name in done.rows.into_iter().filter_map(|row| row.into_iter().next().flatten()) {
+            match Key::parse(&name) {
+                Ok(key) => keys.push(key),
+                Err(why) => log::warn!("'{name}' in table '{}' is no key: {why}", self.address.table.prefix()),
+            }
+        }
+        Ok(keys)
+    }
+}
+
+impl Reading {
+    /// The record as an operation would find it.
+    fn looked_at(self) -> Record {
+        self.seen.seen(&self.now)
+    }
+}
+
+impl Register for PostgresRegister {
+    fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn describe(&self) -> String {
+        self.address.to_string()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { shared: true, slots: true, fifo: true, beats: true }
+    }
+
+    fn transact<T>(
+        &self,
+        key: &Key,
+        me: Option<LevelId>,
+        within: Option<Duration>,
+        change: impl FnMut(&mut Record, &dyn Clock) -> T,
+    ) -> Result<T, StoreError> {
+        let until = Moment::now().after(within.unwrap_or(self.patience));
+        self.change(key, me, until, change).map_err(|failure| self.error(failure))
+    }
+
+    fn read(&self, key: &Key) -> Result<Option<Record>, StoreError> {
+        self.inspect(key).map_err(|failure| self.error(failure))
+    }
+
+    fn read_all(&self, keys: &[Key]) -> Result<Vec<Inspected>, StoreError> {
+        let names = json!(keys.iter().map(Key::as_str).collect::<Vec<_>>()).to_string();
+        let done = self.look(with(&self.statements.look_at_all, [names])).map_err(|failure| self.error(failure))?;
+        let rows = done.unwrap_or_default().rows;
+        let mut found: HashMap<&str, Vec<&[Option<String>]>> = HashMap::new();
+        for row in &rows {
+            if let Some(Some(name)) = row.get(3) {
+                found.entry(name).or_default().push(row);
+            }
+        }
+        let read = |key: &Key| {
+            let row = found.get(key.as_str()).and_then(|rows| rows.first());
+            row.map(|row| self.read_row(key, row).map(Reading::looked_at)).transpose().map_err(|f| self.error(f))
+        };
+        Ok(keys.iter().map(read).collect())
+    }
+
+    fn now(&self) -> Stamp {
+        let heard = *lock(&self.heard);
+        // Nothing was heard of a key without a record, and then there is no age to tell.
+        heard.map_or_else(Stamp::default, |(stamp, at)| stamp.after(Moment::now().since(at)))
+    }
+
+    fn ask_clock(&self) -> Result<Stamp, StoreError> {
+        let asked = self.ask(&[plain(CLOCK)], self.until()).map_err(|failure| self.error(failure))?;
+        let now = asked.first().and_then(|done| done.value(0)?.parse().ok()).map(Stamp::from_micros);
+        let now = now.ok_or(Failure::Garbage).map_err(|failure| self.error(failure))?;
+        *lock(&self.heard) = Some((now, Moment::now()));
+        Ok(now)
+    }
+
+    fn examine(&self, silence: Duration) -> Result<Examination, StoreError> {
+        self.look_into(silence).map_err(|failure| self.error(failure))
+    }
+
+    fn set_up(&self) -> Result<SetUp, StoreError> {
+        self.make_tables(self.until()).map_err(|failure| self.error(failure))?;
+        Ok(SetUp::Ready)
+    }
+
+    fn set_up_script(&self) -> Option<String> {
+        Some(table::script(&self.address.table, &self.address.access.user))
+    }
+
+    fn keys(&self, scope: Scope) -> Result<Vec<Key>, StoreError> {
+        let statement = match scope {
+            Scope::All => &self.statements.list,
+            Scope::Live => &self.statements.list_live,
+        };
+        self.names(statement).map_err(|failure| self.error(failure))
+    }
+
+    fn observe(&self, key: Option<&Key>) -> Result<Box<dyn Observer>, StoreError> {
+        let observer = observe::Listener::new(self, key).map_err(|failure| self.error(failure))?;
+        Ok(Box::new(observer))
+    }
+
+    fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {
+        self.wait(key, watch, timeout).map_err(|failure| self.error(failure))
+    }
+
+    fn sign_of_life(&self, _: LevelId) -> Result<Option<OwnedFd>, StoreError> {
+        Ok(None)
+    }
+}
+
+impl fmt::Debug for PostgresRegister {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresRegister").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// What a thread that panicked left is as good as before: no change of it takes two steps.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

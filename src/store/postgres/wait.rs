@@ -1,0 +1,145 @@
+//! How one sleeps until a key's record may have changed in a way that matters: until one is told, and until an instant that
+//! the record names. Whoever is not told looks every now and then.
+
+use std::time::Duration;
+
+use super::connection::{Connection, Note, with};
+use super::listen::{LOOK, WATCHERS};
+use super::trouble::Failure;
+use super::{PostgresRegister, Reading};
+use crate::clock::Moment;
+use crate::model::{Key, LevelId, Record, SIGN_OF_LIFE, Stamp, Standing};
+use crate::store::Watch;
+
+/// How often one looks who is not told: soon enough to take a key that was offered before one is passed over.
+pub(super) const UNTOLD: Duration = Duration::from_millis(400);
+
+/// When so much is left of a sign of life, the next one is due: there is time for a second try.
+const SIGN_WITHIN: Duration = Duration::from_secs(8);
+
+/// If those who watch an instant are dead, too, then others who show their life notice what is overdue by so much.
+const OVERDUE: Duration = Duration::from_millis(1500);
+
+/// What to sleep for.
+struct Plan {
+    /// At most until then, by the server's clock.
+    instant: Option<Stamp>,
+    /// When our sign of life ends.
+    signed: Option<Stamp>,
+}
+
+/// What to sleep for, given a record as an operation would find it; nothing if it is time to act.
+fn plan(record: &Record, now: Stamp, watch: &Watch) -> Option<Plan> {
+    match watch {
+        Watch::Turn(me) => {
+            let Standing::Waiting(at) = record.standing(*me) else { return None };
+            let waiter = &record.queue[at];
+            if waiter.offered_at.is_some() {
+                return None;
+            }
+            let end = record.next_end();
+            if at < WATCHERS {
+                return Some(Plan { instant: end, signed: waiter.until });
+            }
+            // As long as all goes well, that is somebody else's.
+            let overdue = end.is_some_and(|end| end.after(OVERDUE) <= now);
+            (!overdue).then_some(Plan { instant: None, signed: waiter.until })
+        }
+        Watch::Hold(me) => {
+            let holds = record.standing(*me) == Standing::Holding { revoked: false };
+            holds.then_some(Plan { instant: None, signed: None })
+        }
+        Watch::Ends(leases) => {
+            let left = record.holders.iter().filter(|hold| leases.contains(&hold.lease));
+            let ends: Vec<Option<Stamp>> = left.map(crate::model::Hold::ends_at).collect();
+            (!ends.is_empty()).then(|| Plan { instant: ends.into_iter().flatten().min(), signed: None })
+        }
+    }
+}
+
+impl PostgresRegister {
+    pub(super) fn wait(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), Failure> {
+        let until = timeout.map(|timeout| Moment::now().after(timeout));
+        let (channel, left) = match watch {
+            Watch::Turn(level) => (self.channels.of_level(*level), 0),
+            // Whoever holds leaves a connection for the end of the command.
+            Watch::Hold(level) => (self.channels.of_level(*level), 1),
+            Watch::Ends(_) => (self.channels.changes.clone(), 0),
+        };
+        let mut connection = self.listen(&channel, left, self.until())?;
+        let server = connection.server.clone();
+        // What was told before we look is in the record.
+        let slept = self.sleep(&mut connection, key, watch, until);
+        if slept.is_ok() {
+            self.keep(connection);
+        }
+        slept.map_err(|failure| failure.by(&server))
+    }
+
+    fn sleep(
+        &self,
+        connection: &mut Connection,
+        key: &Key,
+        watch: &Watch,
+        until: Option<Moment>,
+    ) -> Result<(), Failure> {
+        loop {
+            let Some(Reading { seen, now, .. }) = self.look_at(connection, key)? else { return Ok(()) };
+            let heard = Moment::now();
+            let seen = seen.seen(&now);
+            let Some(mut plan) = plan(&seen, now, watch) else { return Ok(()) };
+            if until.is_some_and(|until| until.left().is_zero()) {
+                return Ok(());
+            }
+            if let (Watch::Turn(me), Some(signed)) = (watch, plan.signed)
+                && signed.since(now) <= SIGN_WITHIN
+            {
+                let good_until = now.after(SIGN_OF_LIFE);
+                self.sign(connection, key, *me, good_until)?;
+                plan.signed = Some(good_until);
+            }
+            let sign = plan.signed.map(|signed| signed.since(now).saturating_sub(SIGN_WITHIN));
+            let instant = plan.instant.map(|instant| instant.since(now));
+            let look = self.is_deaf().then_some(UNTOLD);
+            let spans = [sign, instant, look].into_iter().flatten();
+            let wake = spans.map(|span| heard.after(span)).chain(until).min();
+            if self.is_told(connection, key, watch, wake.unwrap_or_else(|| heard.after(SIGN_OF_LIFE)))? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sleeps until that moment, or until we are told to look. Whether we were told to act.
+    fn is_told(&self, connection: &mut Connection, key: &Key, watch: &Watch, wake: Moment) -> Result<bool, Failure> {
+        if self.is_deaf() {
+            std::thread::sleep(wake.left());
+            return Ok(false);
+        }
+        while let Some(Note { channel, words }) = connection.next_note(wake)? {
+            if !connection.channels.contains(&channel) {
+                continue;
+            }
+            match watch {
+                Watch::Ends(_) if words == key.as_str() => return Ok(false),
+                Watch::Ends(_) => {}
+                _ => return Ok(words != LOOK),
+            }
+        }
+        Ok(false)
+    }
+
+    /// The record of a key; nothing if it has none.
+    fn look_at(&self, connection: &mut Connection, key: &Key) -> Result<Option<Reading>, Failure> {
+        let done = connection.ask(&[with(&self.statements.look, [key.as_str().into()])], self.until());
+        let done = match done {
+            Err(failure) if failure.is_missing_table() => return Ok(None),
+            done => done?,
+        };
+        done.first().and_then(|done| done.rows.first()).map(|row| self.read_row(key, row)).transpose()
+    }
+
+    fn sign(&self, connection: &mut Connection, key: &Key, me: LevelId, until: Stamp) -> Result<(), Failure> {
+        let values = [key.as_str().into(), me.secret(), until.micros().to_string()];
+        connection.ask(&[with(&self.statements.sign, values)], self.until()).map(drop)
+    }
+}
