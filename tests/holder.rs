@@ -14,7 +14,7 @@ use dlock::holder::{self, Acquired, Lease, Limits};
 use dlock::model::{
     Ask, Clock, Fence, Info, Key, LeaseId, LevelId, Mode, Patience, Record, Released, Role, Stamp, Ticket,
 };
-use dlock::store::{Capabilities, Examination, Ledger, Observer, Register, Store, StoreError, Trouble, Watch};
+use dlock::store::{Capabilities, Examination, Ledger, Observer, Register, Scope, Store, StoreError, Trouble, Watch};
 use nix::sys::signal::Signal;
 
 /// Short, so that tests are; long enough for a machine that does other things, too.
@@ -69,6 +69,7 @@ impl Register for Memory {
         &self,
         key: &Key,
         _: Option<LevelId>,
+        _: Option<Duration>,
         mut change: impl FnMut(&mut Record, &dyn Clock) -> T,
     ) -> Result<T, StoreError> {
         if self.0.silent.load(Ordering::SeqCst) {
@@ -87,7 +88,7 @@ impl Register for Memory {
         Ok(self.0.records.lock().expect("no test panics inside").get(key).map(|record| record.clone().seen(&Now)))
     }
 
-    fn keys(&self) -> Result<Vec<Key>, StoreError> {
+    fn keys(&self, _: Scope) -> Result<Vec<Key>, StoreError> {
         Ok(self.0.records.lock().expect("no test panics inside").keys().cloned().collect())
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+use std::net::SocketAddrV4;
 use std::thread;
 use std::time::Duration;
 
@@ -62,4 +64,27 @@ pub(crate) fn open_files(pid: i32) -> Vec<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process is there");
     let target = |entry: fs::DirEntry| fs::read_link(entry.path()).ok().map(|path| path.display().to_string());
     entries.filter_map(Result::ok).filter_map(target).collect()
+}
+
+/// The TCP connections of a process: its own address with the port, and the address of the other side.
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub(crate) fn local_addresses(pid: i32) -> Vec<(String, String)> {
+    let files = open_files(pid);
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).expect("the process is there");
+    // A row has a number, two addresses, and the inode in its tenth column (proc_pid_net(5)).
+    let row = |line: &str| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let inode = format!("socket:[{}]", columns.get(9)?);
+        let (local, peer) = (address(columns[1])?, address(columns[2])?);
+        files.contains(&inode).then(|| (local.to_string(), peer.ip().to_string()))
+    };
+    table.lines().filter_map(row).collect()
+}
+
+/// An address as the kernel lists it: four bytes in the machine's own order, and the port, in hexadecimal.
+#[cfg(any(feature = "postgres", feature = "redis"))]
+fn address(text: &str) -> Option<SocketAddrV4> {
+    let (ip, port) = text.split_once(':')?;
+    let ip = u32::from_str_radix(ip, 16).ok()?.to_ne_bytes();
+    Some(SocketAddrV4::new(ip.into(), u16::from_str_radix(port, 16).ok()?))
 }

@@ -2,10 +2,14 @@
 //! conditions to wait for.
 
 pub(crate) mod activity;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub(crate) mod address;
 #[cfg(feature = "redis")]
 pub(crate) mod fake;
 pub(crate) mod journal;
 pub(crate) mod mutex;
+#[cfg(feature = "postgres")]
+pub(crate) mod postgres;
 #[cfg(feature = "redis")]
 pub(crate) mod proxy;
 #[cfg(feature = "redis")]
@@ -42,6 +46,8 @@ pub(crate) struct Store {
     url: String,
     #[cfg(feature = "redis")]
     servers: Option<redis::Servers>,
+    #[cfg(feature = "postgres")]
+    postgres: Option<postgres::Place>,
 }
 
 /// Makes tests of promises, one for each store: of each `fn promise(store: &Store)` that is named. One whose
@@ -130,9 +136,30 @@ macro_rules! on_file_and_redis {
         fn redis() {
             $crate::support::redis::on_a_server($crate::support::redis::REDIS, super::$promise);
         }
+
+        #[cfg(feature = "postgres")]
+        #[test]
+        fn postgres() {
+            $crate::support::postgres::on_a_share(super::$promise);
+        }
     };
 }
 pub(crate) use on_file_and_redis;
+
+/// Makes tests of promises that were made already, behind a pooler that gives each transaction to another session: of those
+/// for which sessions matter, or being told. The others are tested there with `DLOCK_TEST_POOLER=all`.
+macro_rules! through_a_pooler {
+    ($($promise:ident),+ $(,)?) => {
+        #[cfg(feature = "postgres")]
+        mod pooler {
+            $(#[test]
+            fn $promise() {
+                $crate::support::postgres::through_a_pooler(super::$promise);
+            })+
+        }
+    };
+}
+pub(crate) use through_a_pooler;
 
 /// How a process ended and what it wrote.
 #[derive(Debug)]
@@ -159,6 +186,8 @@ impl Store {
             url,
             #[cfg(feature = "redis")]
             servers: None,
+            #[cfg(feature = "postgres")]
+            postgres: None,
         }
     }
 
@@ -174,6 +203,10 @@ impl Store {
 
     /// Whether nothing has made anything in it yet.
     pub(crate) fn is_untouched(&self) -> bool {
+        #[cfg(feature = "postgres")]
+        if let Some(place) = &self.postgres {
+            return place.keys().is_empty();
+        }
         #[cfg(feature = "redis")]
         if let Some(keys) = self.keys() {
             return keys.is_empty();
@@ -183,6 +216,10 @@ impl Store {
 
     /// Whether it has anything of a key whose name needs no encoding.
     pub(crate) fn keeps(&self, key: &str) -> bool {
+        #[cfg(feature = "postgres")]
+        if let Some(place) = &self.postgres {
+            return place.keys().iter().any(|name| name == key);
+        }
         #[cfg(feature = "redis")]
         if let Some(keys) = self.keys() {
             return keys.iter().any(|name| name.contains(&format!(":{{{key}}}:")));
@@ -192,6 +229,10 @@ impl Store {
 
     /// What it has besides what stays of a key that was held.
     pub(crate) fn leftovers(&self) -> Vec<String> {
+        #[cfg(feature = "postgres")]
+        if let Some(place) = &self.postgres {
+            return place.leftovers();
+        }
         #[cfg(feature = "redis")]
         if let Some(keys) = self.keys() {
             // On a cluster the index is in parts.
@@ -209,6 +250,10 @@ impl Store {
 
     /// What status calls it.
     pub(crate) fn identity(&self) -> String {
+        #[cfg(feature = "postgres")]
+        if let Some(place) = &self.postgres {
+            return place.identity(&self.url);
+        }
         #[cfg(feature = "redis")]
         match &self.servers {
             Some(redis::Servers::Own(server)) => return format!("{}/0?prefix=dlock", server.url()),
@@ -229,6 +274,10 @@ impl Store {
     pub(crate) fn words(&self) -> String {
         let (scheme, rest) = self.url.split_once("://").unwrap_or(("", &self.url));
         match scheme {
+            "postgres" => {
+                let host = rest.rsplit('@').next().unwrap_or_default();
+                format!("postgres at {}", host.split('/').next().unwrap_or_default())
+            }
             "redis+sentinel" => "redis master 'mymaster'".into(),
             "redis+cluster" => format!("redis cluster at {}", rest.split(',').next().unwrap_or_default()),
             "redis+ring" => format!("redis ring at {}", rest.split('/').next().unwrap_or_default()),
@@ -239,9 +288,16 @@ impl Store {
 
     /// Waits until a holder listens to what becomes of its lease, which it does once its command has run for a
     /// while.
-    #[cfg_attr(not(feature = "redis"), expect(clippy::unused_self, reason = "it may be a server that knows"))]
+    #[cfg_attr(
+        not(any(feature = "postgres", feature = "redis")),
+        expect(clippy::unused_self, reason = "it may be a server that knows")
+    )]
     pub(crate) fn await_listening(&self, holder: &Running) {
         let listens = || {
+            #[cfg(feature = "postgres")]
+            if let Some(place) = &self.postgres {
+                return place.is_asleep(holder);
+            }
             #[cfg(feature = "redis")]
             if let Some(asleep) = self.is_asleep(holder) {
                 return asleep;

@@ -172,8 +172,8 @@ mod tests {
             });
             for number in 0..1_000_u32 {
                 let lease = LeaseId::new(u128::from(number).to_be_bytes());
-                register.transact(&key, Some(lease), |record, clock| record.acquire(clock, &ask(lease, None)))?;
-                register.transact(&key, Some(lease), |record, clock| record.release(clock, lease, None))?;
+                register.transact(&key, Some(lease), None, |record, clock| record.acquire(clock, &ask(lease, None)))?;
+                register.transact(&key, Some(lease), None, |record, clock| record.release(clock, lease, None))?;
             }
             done.store(true, Ordering::Relaxed);
             assert!(looks.join().expect("no look saw one expire") > 100);
@@ -189,7 +189,7 @@ mod tests {
         let register = FileRegister::open(folder.path(), true).expect("it is ours");
         let (key, lease) = (Key::parse("k").expect("a key"), LeaseId::new([1; 16]));
         let ask = ask(lease, Some(ttl));
-        register.transact(&key, Some(lease), |record, clock| record.acquire(clock, &ask)).expect("it is free");
+        register.transact(&key, Some(lease), None, |record, clock| record.acquire(clock, &ask)).expect("it is free");
         let file = register.directory.file(&key, false).expect("it is ours").expect("it is there");
         for set in [micros(set), -micros(set)] {
             let Content::Page(page) = page::read(&file).expect("it can be read") else { panic!("no page") };

@@ -8,12 +8,10 @@ mod shared;
 pub(crate) mod tls;
 
 use std::collections::HashMap;
-use std::fs;
-use std::net::{SocketAddrV4, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -27,7 +25,9 @@ pub(crate) use self::group::Setup;
 pub(crate) use self::nodes::Nodes;
 pub(crate) use self::sentinel::Sentinels;
 pub(crate) use self::shared::{shared_cluster, shared_nodes, shared_sentinels};
-use super::activity::open_files;
+use super::activity::local_addresses;
+use super::address::new_prefix;
+pub(crate) use super::address::{PORT, new_host};
 use super::{Running, Store, command, has, state, wait_for};
 
 /// Redis as Debian has it.
@@ -38,9 +38,6 @@ pub(crate) const REDIS_6: &str = "redis-server-6.2";
 
 /// Valkey, from `PyPI`.
 pub(crate) const VALKEY: &str = "valkey-server";
-
-/// The port of every server and proxy of the tests.
-pub(crate) const PORT: u16 = 6390;
 
 /// A server. Killed at the end.
 pub(crate) struct Server {
@@ -114,15 +111,6 @@ pub(crate) fn on_both_with(options: &[&str], test: impl Fn(&mut Store) + Sync) {
             }
         }
     });
-}
-
-/// An address of the loopback network that nobody else uses.
-pub(crate) fn new_host() -> String {
-    static USED: AtomicUsize = AtomicUsize::new(1);
-    let [.., high, low] = std::process::id().to_be_bytes();
-    let number = USED.fetch_add(1, Ordering::Relaxed);
-    assert!(number < 250 * 4, "a process of tests has a thousand addresses");
-    format!("127.{}.{low}.{}", 4 * (high % 60) as usize + 4 + number / 250, number % 250 + 1)
 }
 
 impl Server {
@@ -403,27 +391,5 @@ fn some_nodes() -> &'static [usize] {
 
 /// The URL with a prefix that no other test uses.
 fn with_prefix(url: &str) -> String {
-    static USED: AtomicUsize = AtomicUsize::new(1);
-    format!("{url}?prefix=t{}", USED.fetch_add(1, Ordering::Relaxed))
-}
-
-/// The TCP connections of a process: its own address with the port, and the address of the other side.
-fn local_addresses(pid: i32) -> Vec<(String, String)> {
-    let files = open_files(pid);
-    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).expect("the process is there");
-    // A row has a number, two addresses, and the inode in its tenth column (proc_pid_net(5)).
-    let row = |line: &str| {
-        let columns: Vec<&str> = line.split_whitespace().collect();
-        let inode = format!("socket:[{}]", columns.get(9)?);
-        let (local, peer) = (address(columns[1])?, address(columns[2])?);
-        files.contains(&inode).then(|| (local.to_string(), peer.ip().to_string()))
-    };
-    table.lines().filter_map(row).collect()
-}
-
-/// An address as the kernel lists it: four bytes in the machine's own order, and the port, in hexadecimal.
-fn address(text: &str) -> Option<SocketAddrV4> {
-    let (ip, port) = text.split_once(':')?;
-    let ip = u32::from_str_radix(ip, 16).ok()?.to_ne_bytes();
-    Some(SocketAddrV4::new(ip.into(), u16::from_str_radix(port, 16).ok()?))
+    format!("{url}?prefix={}", new_prefix())
 }
