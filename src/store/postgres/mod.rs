@@ -198,9 +198,22 @@ impl PostgresRegister {
         row.map(|row| self.read_row(key, &row).map(Reading::looked_at)).transpose()
     }
 
+    /// The server's clock, as it told it.
+    fn hear(&self, told: Option<&Done>) -> Result<Stamp, Failure> {
+        let micros = told.and_then(|done| done.value(0)?.parse().ok());
+        let now = micros.map(Stamp::from_micros).ok_or(Failure::Garbage)?;
+        *lock(&self.heard) = Some((now, Moment::now()));
+        Ok(now)
+    }
+
     /// The keys that a statement lists.
     fn names(&self, statement: &str) -> Result<Vec<Key>, Failure> {
-        let done = self.look(plain(statement))?.unwrap_or_default();
+        let mut done = match self.ask(&[plain(CLOCK), plain(statement)], self.until()) {
+            Err(failure) if failure.is_missing_table() => return Ok(Vec::new()),
+            done => done?,
+        };
+        self.hear(done.first())?;
+        let done = done.pop().unwrap_or_default();
         let mut keys = Vec::with_capacity(done.rows.len());
         for name in done.rows.into_iter().filter_map(|row| row.into_iter().next().flatten()) {
             match Key::parse(&name) {
@@ -271,11 +284,8 @@ impl Register for PostgresRegister {
     }
 
     fn ask_clock(&self) -> Result<Stamp, StoreError> {
-        let asked = self.ask(&[plain(CLOCK)], self.until()).map_err(|failure| self.error(failure))?;
-        let now = asked.first().and_then(|done| done.value(0)?.parse().ok()).map(Stamp::from_micros);
-        let now = now.ok_or(Failure::Garbage).map_err(|failure| self.error(failure))?;
-        *lock(&self.heard) = Some((now, Moment::now()));
-        Ok(now)
+        let asked = self.ask(&[plain(CLOCK)], self.until());
+        asked.and_then(|asked| self.hear(asked.first())).map_err(|failure| self.error(failure))
     }
 
     fn examine(&self, silence: Duration) -> Result<Examination, StoreError> {

@@ -28,8 +28,9 @@ struct Plan {
     signed: Option<Stamp>,
 }
 
-/// What to sleep for, given a record as an operation would find it; nothing if it is time to act.
-fn plan(record: &Record, now: Stamp, watch: &Watch) -> Option<Plan> {
+/// What to sleep for, given a record as it is kept; nothing if it is time to act.
+fn plan(kept: &Record, now: Stamp, watch: &Watch) -> Option<Plan> {
+    let record = kept.clone().seen(&now);
     match watch {
         Watch::Turn(me) => {
             let Standing::Waiting(at) = record.standing(*me) else { return None };
@@ -37,13 +38,15 @@ fn plan(record: &Record, now: Stamp, watch: &Watch) -> Option<Plan> {
             if waiter.offered_at.is_some() {
                 return None;
             }
-            let end = record.next_end();
-            if at < WATCHERS {
-                return Some(Plan { instant: end, signed: waiter.until });
+            // What has ended must be written down: until then others are offered nothing.
+            let watches = at < WATCHERS;
+            let patience = if watches { Duration::ZERO } else { OVERDUE };
+            let end = kept.next_end();
+            if end.is_some_and(|end| end.after(patience) <= now) {
+                return None;
             }
-            // As long as all goes well, that is somebody else's.
-            let overdue = end.is_some_and(|end| end.after(OVERDUE) <= now);
-            (!overdue).then_some(Plan { instant: None, signed: waiter.until })
+            // As long as all goes well, that is not for those farther behind.
+            Some(Plan { instant: end.filter(|_| watches), signed: waiter.until })
         }
         Watch::Hold(me) => {
             let holds = record.standing(*me) == Standing::Holding { revoked: false };
@@ -86,7 +89,6 @@ impl PostgresRegister {
         loop {
             let Some(Reading { seen, now, .. }) = self.look_at(connection, key)? else { return Ok(()) };
             let heard = Moment::now();
-            let seen = seen.seen(&now);
             let Some(mut plan) = plan(&seen, now, watch) else { return Ok(()) };
             if until.is_some_and(|until| until.left().is_zero()) {
                 return Ok(());

@@ -256,7 +256,7 @@ impl Server {
 fn spawn(dir: &Path, settings: &[String]) -> Child {
     let mut server = as_server(&program("postgres").expect("it was there"), Signal::SIGQUIT);
     server.arg("-D").arg(dir.join("data")).current_dir(dir);
-    settings.iter().for_each(|setting| drop(server.args(["-c", setting])));
+    server.args(settings.iter().flat_map(|setting| ["-c", setting]));
     let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).expect("a log");
     server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     server.spawn().expect("the server starts")
