@@ -353,6 +353,7 @@ fn what_the_doctor_says(store: &Store) {
         Some(("redis+cluster", _)) => "cluster",
         Some(("redis+ring", _)) => "ring",
         Some(("redis+quorum", _)) => "quorum",
+        Some(("postgres", _)) => "postgres",
         Some(_) => "timed",
         None => "file",
     };
