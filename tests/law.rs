@@ -1,5 +1,7 @@
 //! The law of leases under virtual time: whatever happens to a key, in whatever order, each rule holds.
 
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub(crate) mod differential;
 mod examples;
 mod rules;
 pub(crate) mod world;

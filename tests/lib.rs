@@ -16,6 +16,8 @@ mod input;
 mod law;
 mod metrics;
 mod output;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod readme;
 mod record;
 #[cfg(feature = "redis")]

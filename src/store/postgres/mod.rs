@@ -62,8 +62,8 @@ struct Reading {
     /// Nothing, if there is no row.
     kept: Option<Record>,
     seen: Record,
-    /// Whose signs of life there are.
-    signed: Vec<LevelId>,
+    /// The signs of life that there are besides, and until when they are good.
+    signed: HashMap<LevelId, Stamp>,
     now: Stamp,
 }
 
@@ -189,7 +189,7 @@ impl PostgresRegister {
         for waiter in &mut seen.queue {
             waiter.until = waiter.until.map(|until| until.max(signs.get(&waiter.lease).copied().unwrap_or(until)));
         }
-        Ok(Reading { kept, seen, signed: signs.into_keys().collect(), now })
+        Ok(Reading { kept, seen, signed: signs, now })
     }
 
     fn inspect(&self, key: &Key) -> Result<Option<Record>, Failure> {

@@ -169,9 +169,17 @@ impl PostgresRegister {
         }
         let statement = if reading.kept.is_some() { &self.statements.update } else { &self.statements.insert };
         let mut statements = vec![with(statement, [key.as_str().into(), text(record)])];
-        let waits = |lease: &&LevelId| record.queue.iter().any(|waiter| waiter.lease == **lease);
-        let gone: Vec<String> =
-            reading.signed.iter().filter(|lease| !waits(lease)).map(|lease| lease.secret()).collect();
+        // Of those who wait no more, or whose life is to end sooner.
+        let counts = |lease: &LevelId, until: &Stamp| {
+            let waiter = record.queue.iter().find(|waiter| waiter.lease == *lease);
+            waiter.and_then(|waiter| waiter.until).is_some_and(|own| own >= *until)
+        };
+        let gone: Vec<String> = reading
+            .signed
+            .iter()
+            .filter(|(lease, until)| !counts(lease, until))
+            .map(|(lease, _)| lease.secret())
+            .collect();
         if !gone.is_empty() {
             statements.push(with(&self.statements.bury, [key.as_str().into(), json!(gone).to_string()]));
         }

@@ -1,6 +1,7 @@
 //! PostgreSQL servers, and poolers before them. They die with the tests, however these end.
 
 mod pooler;
+pub(crate) mod proxy;
 mod shared;
 
 use std::fs;
