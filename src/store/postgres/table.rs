@@ -14,8 +14,8 @@ use super::address::Table;
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE";
 
 /// How long a transaction may wait for a row, work, and wait for us: in milliseconds. Others wait for us at most so long.
-pub(super) const LIMITS: &str = "SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $1, true), \
-     set_config('idle_in_transaction_session_timeout', $2, true)";
+pub(super) const LIMITS: &str = "SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true), \
+     set_config('idle_in_transaction_session_timeout', $3, true)";
 
 /// The server's clock in microseconds since the Unix epoch, as it is now: `now()` stands still in a transaction.
 pub(super) const CLOCK: &str = "SELECT (floor(extract(epoch FROM clock_timestamp()) * 1000000))::bigint";

@@ -134,7 +134,8 @@ impl PostgresRegister {
             let name = key.as_str().to_owned();
             let statements = [
                 plain(BEGIN),
-                with(LIMITS, [millis(until.left()), millis(IDLE)]),
+                // That a row is locked we want to hear before our time is over.
+                with(LIMITS, [millis(until.left() * 9 / 10), millis(until.left()), millis(IDLE)]),
                 with(&self.statements.lock, [name.clone()]),
                 with(&self.statements.clock_and_life, [name]),
             ];

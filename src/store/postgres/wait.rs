@@ -22,8 +22,9 @@ const OVERDUE: Duration = Duration::from_millis(1500);
 
 /// What to sleep for.
 struct Plan {
-    /// At most until then, by the server's clock.
+    /// At most until then, by the server's clock; and whether we are the one to watch that.
     instant: Option<Stamp>,
+    watches: bool,
     /// When our sign of life ends.
     signed: Option<Stamp>,
 }
@@ -45,17 +46,16 @@ fn plan(kept: &Record, now: Stamp, watch: &Watch) -> Option<Plan> {
             if end.is_some_and(|end| end.after(patience) <= now) {
                 return None;
             }
-            // As long as all goes well, that is not for those farther behind.
-            Some(Plan { instant: end.filter(|_| watches), signed: waiter.until })
+            Some(Plan { instant: end.map(|end| end.after(patience)), watches, signed: waiter.until })
         }
         Watch::Hold(me) => {
             let holds = record.standing(*me) == Standing::Holding { revoked: false };
-            holds.then_some(Plan { instant: None, signed: None })
+            holds.then_some(Plan { instant: None, watches: true, signed: None })
         }
         Watch::Ends(leases) => {
             let left = record.holders.iter().filter(|hold| leases.contains(&hold.lease));
             let ends: Vec<Option<Stamp>> = left.map(crate::model::Hold::ends_at).collect();
-            (!ends.is_empty()).then(|| Plan { instant: ends.into_iter().flatten().min(), signed: None })
+            (!ends.is_empty()).then(|| Plan { instant: ends.into_iter().flatten().min(), watches: true, signed: None })
         }
     }
 }
@@ -69,10 +69,12 @@ impl PostgresRegister {
             Watch::Hold(level) => (self.channels.of_level(*level), 1),
             Watch::Ends(_) => (self.channels.changes.clone(), 0),
         };
-        let mut connection = self.listen(&channel, left, self.until())?;
+        // Whoever holds has beats to think of, and lets none wait for an answer to this.
+        let limit = until.filter(|_| matches!(watch, Watch::Hold(_))).map_or(self.patience, Moment::left);
+        let mut connection = self.listen(&channel, left, Moment::now().after(limit))?;
         let server = connection.server.clone();
         // What was told before we look is in the record.
-        let slept = self.sleep(&mut connection, key, watch, until);
+        let slept = self.sleep(&mut connection, key, watch, (until, limit));
         if slept.is_ok() {
             self.keep(connection);
         }
@@ -84,10 +86,12 @@ impl PostgresRegister {
         connection: &mut Connection,
         key: &Key,
         watch: &Watch,
-        until: Option<Moment>,
+        (until, limit): (Option<Moment>, Duration),
     ) -> Result<(), Failure> {
+        let mut first = true;
         loop {
-            let Some(Reading { seen, now, .. }) = self.look_at(connection, key)? else { return Ok(()) };
+            let by = Moment::now().after(limit);
+            let Some(Reading { seen, now, .. }) = self.look_at(connection, key, by)? else { return Ok(()) };
             let heard = Moment::now();
             let Some(mut plan) = plan(&seen, now, watch) else { return Ok(()) };
             if until.is_some_and(|until| until.left().is_zero()) {
@@ -101,7 +105,9 @@ impl PostgresRegister {
                 plan.signed = Some(good_until);
             }
             let sign = plan.signed.map(|signed| signed.since(now).saturating_sub(SIGN_WITHIN));
-            let instant = plan.instant.map(|instant| instant.since(now));
+            // As long as all goes well, an instant is not for those farther behind: who has just asked looks once.
+            let mine = plan.watches || std::mem::take(&mut first);
+            let instant = plan.instant.filter(|_| mine).map(|instant| instant.since(now));
             let look = self.is_deaf().then_some(UNTOLD);
             let spans = [sign, instant, look].into_iter().flatten();
             let wake = spans.map(|span| heard.after(span)).chain(until).min();
@@ -131,8 +137,8 @@ impl PostgresRegister {
     }
 
     /// The record of a key; nothing if it has none.
-    fn look_at(&self, connection: &mut Connection, key: &Key) -> Result<Option<Reading>, Failure> {
-        let done = connection.ask(&[with(&self.statements.look, [key.as_str().into()])], self.until());
+    fn look_at(&self, connection: &mut Connection, key: &Key, by: Moment) -> Result<Option<Reading>, Failure> {
+        let done = connection.ask(&[with(&self.statements.look, [key.as_str().into()])], by);
         let done = match done {
             Err(failure) if failure.is_missing_table() => return Ok(None),
             done => done?,

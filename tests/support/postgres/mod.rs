@@ -13,7 +13,6 @@ use std::sync::OnceLock;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, chown, geteuid};
-use tempfile::TempDir;
 
 pub(crate) use self::pooler::Pooler;
 pub(crate) use self::shared::{shared_pooler, shared_server};
@@ -168,6 +167,17 @@ impl Server {
         let from = template().display().to_string();
         do_as_server(Path::new("/bin/cp"), &["-a", &from, &data.display().to_string()]);
         Self::start_on(dir, settings)
+    }
+
+    /// Starts a standby of another one, which follows it until it is promoted.
+    pub(crate) fn standby_of(primary: &Self) -> Self {
+        let dir = new_dir();
+        let data = dir.join("data").display().to_string();
+        let copy = program("pg_basebackup").expect("it comes with the server");
+        let port = PORT.to_string();
+        let from = ["-h", &primary.host, "-p", &port, "-U", ADMIN, "-D", &data, "-R", "-c", "fast", "-N"];
+        do_as_server(&copy, &from);
+        Self::start_on(dir, &["wal_receiver_status_interval=1"])
     }
 
     /// The same with these files.
@@ -363,6 +373,17 @@ impl Store {
         self.postgres.as_ref().expect("it is a store in a database")
     }
 
+    /// The same with another URL.
+    pub(crate) fn at_url(mut self, url: &str) -> Self {
+        self.url = url.into();
+        self
+    }
+
+    /// What its tables are called.
+    pub(crate) fn prefix_of_tables(&self) -> &str {
+        &self.place().prefix
+    }
+
     /// Its own server.
     #[track_caller]
     pub(crate) fn postgres(&self) -> &Server {
@@ -379,11 +400,4 @@ impl Store {
     pub(crate) fn sql(&self, sql: &str) -> String {
         self.place().ask(sql)
     }
-}
-
-/// A directory of the test's that servers can read.
-pub(crate) fn readable(dir: &TempDir) -> &Path {
-    use std::os::unix::fs::PermissionsExt as _;
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
-    dir.path()
 }
