@@ -42,6 +42,8 @@ pub(super) struct Connection {
     pub(super) parameters: HashMap<String, String>,
     /// The number of the process that serves us, or of what a pooler takes for it.
     pub(super) process: i32,
+    /// Whether that is the one that works for us, if it is known.
+    is_direct: Option<bool>,
     /// On which channels it was told to listen.
     pub(super) channels: BTreeSet<String>,
     heard: VecDeque<Note>,
@@ -127,6 +129,7 @@ impl Connection {
             state: IDLE,
             parameters: HashMap::new(),
             process: 0,
+            is_direct: None,
             channels: BTreeSet::new(),
             heard: VecDeque::new(),
         }
@@ -179,6 +182,20 @@ impl Connection {
             None if done.len() == statements.len() => Ok(done),
             None => Err(Failure::Garbage),
         }
+    }
+
+    /// Whether nobody stands between us and the server who would give us one session after the other.
+    pub(super) fn is_direct(&mut self, until: Moment) -> Result<bool, Failure> {
+        if self.is_direct.is_none() {
+            let done = self.ask(&[plain("SELECT pg_backend_pid()")], until)?;
+            self.served_by(done.first().and_then(|done| done.value(0)));
+        }
+        Ok(self.is_direct == Some(true))
+    }
+
+    /// This process works for us.
+    pub(super) fn served_by(&mut self, process: Option<&str>) {
+        self.is_direct = Some(process.and_then(|process| process.parse().ok()) == Some(self.process));
     }
 
     /// Sends statements whose answers nobody will read, if there is room for them.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::address::Table;
-use super::connection::{Connection, Statement, plain, with};
+use super::connection::{Connection, Done, Statement, plain, with};
 use super::table::NOTIFY;
 use super::trouble::Failure;
 use super::{PostgresRegister, lock};
@@ -25,8 +25,8 @@ pub(super) const ACT: &str = "act";
 /// Look at the record: it names another instant for you.
 pub(super) const LOOK: &str = "look";
 
-/// How long to listen to oneself, where somebody stands between us and the server.
-const HEARS_WITHIN: Duration = Duration::from_millis(500);
+/// How long to listen to oneself, where somebody stands between us and the server: at least so long, and some round trips.
+const HEARS_WITHIN: (Duration, u32) = (Duration::from_millis(50), 5);
 
 /// How many at the head of a queue look at the instants that the record names.
 pub(super) const WATCHERS: usize = 2;
@@ -121,39 +121,64 @@ impl PostgresRegister {
     }
 
     fn begin(&self, connection: &mut Connection, channel: &str, until: Moment) -> Result<(), Failure> {
-        // Who listens to many levels in turn hears of the last one only.
-        let mut statements: Vec<String> = connection.channels.iter().map(|old| format!("UNLISTEN {old}")).collect();
-        statements.extend([format!("LISTEN {channel}"), "SELECT pg_backend_pid()".into()]);
-        let statements: Vec<Statement> = statements.iter().map(|text| plain(text)).collect();
-        let done = connection.ask(&statements, until)?;
-        let proved = !connection.channels.is_empty();
-        connection.channels = std::iter::once(channel.to_owned()).collect();
-        if proved {
+        if !connection.channels.is_empty() {
+            // Who listens to one after the other hears of the last one only.
+            let mut statements: Vec<String> = connection.channels.iter().map(|old| format!("UNLISTEN {old}")).collect();
+            statements.push(format!("LISTEN {channel}"));
+            let statements: Vec<Statement> = statements.iter().map(|text| plain(text)).collect();
+            connection.ask(&statements, until)?;
+            connection.channels = std::iter::once(channel.to_owned()).collect();
             return Ok(());
         }
-        // A pooler stands between us and the server if that is not the process that let us in.
-        let process = done.last().and_then(|done| done.value(0)?.parse().ok());
-        let is_direct = process == Some(connection.process);
         let proof = [with(NOTIFY, [json!({ channel: PROOF }).to_string()])];
-        let by = if is_direct {
+        let listen = format!("LISTEN {channel}");
+        let by = if connection.is_direct(until)? {
+            connection.ask(&[plain(&listen)], until)?;
             connection.ask(&proof, until)?;
             until
         } else {
             // Over another connection, for the session that hears it may be the one that said it.
-            self.ask_on(self.open(until)?, &proof, until)?;
-            until.min(Moment::now().after(HEARS_WITHIN))
+            let Some(mut other) = self.other_session(connection, until)? else { return Ok(()) };
+            let asked = Moment::now();
+            connection.ask(&[plain(&listen)], until)?;
+            let round_trip = Moment::now().since(asked);
+            let said = other.ask(&proof, until);
+            said.map_err(|failure| failure.by(&other.server))?;
+            self.keep(other);
+            until.min(Moment::now().after(HEARS_WITHIN.0.max(round_trip * HEARS_WITHIN.1)))
         };
         while let Some(note) = connection.next_note(by)? {
-            if note.words == PROOF {
+            // Others may have had this session, and have listened.
+            if (&*note.channel, &*note.words) == (channel, PROOF) {
+                connection.channels = std::iter::once(channel.to_owned()).collect();
                 return Ok(());
             }
         }
-        log::info!("{} is behind a pooler that keeps no session: dlock looks, since it is not told", self.address);
-        self.deaf.store(true, Ordering::Relaxed);
-        connection.channels.clear();
+        self.become_deaf();
         // Whoever has that session next would be told.
         connection.ask(&[plain(&format!("UNLISTEN {channel}"))], until)?;
         Ok(())
+    }
+
+    /// A connection with another session than this one; nothing if the pooler that stands before us gave both the same,
+    /// one after the other.
+    fn other_session(&self, connection: &mut Connection, until: Moment) -> Result<Option<Connection>, Failure> {
+        const WHO: &str = "SELECT pg_backend_pid()";
+        let mut other = self.take_idle(None, 0).map_or_else(|| self.open(until), Ok)?;
+        let mine = connection.ask(&[plain(WHO)], until)?;
+        let others = other.ask(&[plain(WHO)], until).map_err(|failure| failure.by(&other.server))?;
+        let process = |done: &[Done]| done.first().and_then(|done| done.value(0)).map(str::to_owned);
+        if process(&mine) != process(&others) {
+            return Ok(Some(other));
+        }
+        self.become_deaf();
+        self.keep(other);
+        Ok(None)
+    }
+
+    fn become_deaf(&self) {
+        log::debug!("{} is behind a pooler that keeps no session: dlock looks, since it is not told", self.address);
+        self.deaf.store(true, Ordering::Relaxed);
     }
 
     /// Whether it is known that nobody tells us anything.

@@ -29,7 +29,7 @@ pub(super) const NOTIFY: &str =
 pub(super) struct Statements {
     /// The record of a key; its row is ours until the transaction ends.
     pub(super) lock: String,
-    /// The clock, and the signs of life of those who wait for a key. After the lock: a statement sees what was there when
+    /// The clock, the signs of life of those who wait for a key, and who works for us. After the lock: a statement sees what was there when
     /// it began, and before that others may have had the row.
     pub(super) clock_and_life: String,
     /// Record, clock and signs of life of a key.
@@ -46,6 +46,8 @@ pub(super) struct Statements {
     pub(super) sign: String,
     /// Removes signs of life in a list.
     pub(super) bury: String,
+    /// The keys that have a row, each with what tells one version of the row from another.
+    pub(super) versions: String,
     /// The keys that have a row.
     pub(super) list: String,
     /// The same without those that nobody holds or waits for.
@@ -59,7 +61,7 @@ impl Statements {
         let clock = CLOCK.trim_start_matches("SELECT ");
         Self {
             lock: format!("SELECT record FROM {records} WHERE key = $1 FOR UPDATE"),
-            clock_and_life: format!("SELECT {clock}, {}", signs("$1")),
+            clock_and_life: format!("SELECT {clock}, {}, pg_backend_pid()", signs("$1")),
             look: format!("SELECT record, {clock}, {} FROM {records} WHERE key = $1", signs("$1")),
             look_at_all: format!(
                 "SELECT record, {clock}, {}, key FROM {records} AS kept \
@@ -74,6 +76,7 @@ impl Statements {
                  ON CONFLICT (key, lease) DO UPDATE SET until = excluded.until"
             ),
             bury: format!("DELETE FROM {life} WHERE key = $1 AND lease IN (SELECT json_array_elements_text($2::json))"),
+            versions: format!("SELECT key, xmin FROM {records}"),
             list: format!("SELECT key FROM {records} ORDER BY key"),
             list_live: format!(
                 "SELECT key FROM {records} \

@@ -140,7 +140,10 @@ impl PostgresRegister {
                 with(&self.statements.clock_and_life, [name]),
             ];
             match connection.ask(&statements, until) {
-                Ok(done) => return Ok((connection, done)),
+                Ok(done) => {
+                    connection.served_by(done.last().and_then(|done| done.value(2)));
+                    return Ok((connection, done));
+                }
                 Err(failure) if was_idle && failure.is_stale() => lock(&self.idle).clear(),
                 Err(failure) => {
                     let failure = failure.by(&connection.server).before();

@@ -169,8 +169,9 @@ fn meaning(refusal: &Refusal, address: &Address) -> (Trouble, String) {
     let said = shown(refusal);
     let (user, database) = (&address.access.user, &address.access.database);
     match &*refusal.code {
-        // read_only_sql_transaction: it may be made the primary soon.
-        "25006" => (Trouble::Unreachable, STANDBY.into()),
+        // read_only_sql_transaction, and feature_not_supported where a transaction is to write: it may be made the primary
+        // soon.
+        "25006" | "0A000" => (Trouble::Unreachable, STANDBY.into()),
         // lock_not_available
         "55P03" => (Trouble::Unreachable, "another client keeps the key's row locked".into()),
         "28000" | "28P01" => (Trouble::Refused, format!("it says '{said}'")),

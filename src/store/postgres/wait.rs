@@ -14,6 +14,9 @@ use crate::store::Watch;
 /// How often one looks who is not told: soon enough to take a key that was offered before one is passed over.
 pub(super) const UNTOLD: Duration = Duration::from_millis(400);
 
+/// The same for those at the head of a queue, of whom there are few.
+const UNTOLD_AT_THE_HEAD: Duration = Duration::from_millis(100);
+
 /// When so much is left of a sign of life, the next one is due: there is time for a second try.
 const SIGN_WITHIN: Duration = Duration::from_secs(8);
 
@@ -108,7 +111,8 @@ impl PostgresRegister {
             // As long as all goes well, an instant is not for those farther behind: who has just asked looks once.
             let mine = plan.watches || std::mem::take(&mut first);
             let instant = plan.instant.filter(|_| mine).map(|instant| instant.since(now));
-            let look = self.is_deaf().then_some(UNTOLD);
+            let is_next = plan.watches && matches!(watch, Watch::Turn(_));
+            let look = self.is_deaf().then_some(if is_next { UNTOLD_AT_THE_HEAD } else { UNTOLD });
             let spans = [sign, instant, look].into_iter().flatten();
             let wake = spans.map(|span| heard.after(span)).chain(until).min();
             if self.is_told(connection, key, watch, wake.unwrap_or_else(|| heard.after(SIGN_OF_LIFE)))? {
