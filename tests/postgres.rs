@@ -1,6 +1,8 @@
 //! What is particular to PostgreSQL. What it shares with other stores stands with the topic.
 
+mod access;
 mod collisions;
+mod cost;
 mod network;
 mod oracle;
 mod refusals;

@@ -156,8 +156,8 @@ fn the_examples_for_redis_run_to_their_end() {
     on_a_server(REDIS, |store| {
         let (sentinels, quorum) = (Store::on_sentinels(), Store::on_quorum());
         let blocks = blocks("bash");
-        assert_eq!(blocks.len(), 5);
-        for block in blocks {
+        assert_eq!(blocks.len(), 6);
+        for block in blocks.into_iter().filter(|block| !block.contains("postgres://")) {
             let (servers, _) = sentinels.url().split_once('?').expect("it has a prefix");
             let script = block
                 .replace("redis://redis.example", store.url())
@@ -172,6 +172,29 @@ fn the_examples_for_redis_run_to_their_end() {
             }
         }
     });
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn what_is_printed_for_postgres_is_what_a_user_needs() {
+    let block = blocks("bash").into_iter().find(|block| block.contains("postgres://")).expect("there is one");
+    let done = run(&Store::new(), &block);
+    assert!(done.status.success(), "{done:#?}");
+    assert!(done.stdout.contains(&blocks("sql")[0]), "{done:#?}");
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn the_question_to_a_table_has_an_answer() {
+    use crate::support::postgres::has_postgres;
+    if !has_postgres() {
+        return;
+    }
+    let store = Store::on_postgres();
+    let _holder = store.hold("k");
+    let question = &blocks("sql")[1];
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("Linux has it");
+    assert_eq!(store.sql(&question.replace("FROM dlock", "FROM TABLE")), format!("k|{}", host.trim()));
 }
 
 #[cfg(feature = "redis")]

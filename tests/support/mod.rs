@@ -4,6 +4,8 @@
 pub(crate) mod activity;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) mod address;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub(crate) mod certificates;
 #[cfg(feature = "redis")]
 pub(crate) mod fake;
 pub(crate) mod journal;

@@ -17,7 +17,7 @@ use nix::unistd::{Pid, User, chown, geteuid};
 pub(crate) use self::pooler::Pooler;
 pub(crate) use self::shared::{shared_pooler, shared_server};
 use super::address::{PORT, new_host, new_prefix};
-use super::{Running, Store, command, finish, has, skipped, wait_for};
+use super::{Running, Store, certificates, command, finish, has, skipped, wait_for};
 
 /// Where Debian keeps the programs of a server, besides the PATH.
 const PROGRAMS: &str = "/usr/lib/postgresql";
@@ -45,6 +45,14 @@ pub(crate) struct Place {
     /// Whom dlock speaks to: the server itself, or a pooler before it.
     pooled: bool,
     prefix: String,
+}
+
+/// Makes certificates in a server's directory, of which it can read its own; see [`certificates::certify`].
+pub(crate) fn certify(server: &Server, names: &str) {
+    certificates::certify(&server.dir, names);
+    for name in ["server.pem", "server.key", "ca.pem"] {
+        give(&server.path(name));
+    }
 }
 
 /// A program of PostgreSQL; nothing if it is not installed.
