@@ -348,6 +348,11 @@ fn what_the_doctor_says(store: &Store) {
     let names = facts.lines().map(|line| line.split("  ").next().unwrap_or_default());
     // What there is to find in a directory depends on the machine.
     let findings = if store.beats() { findings } else { "" };
+    #[cfg(feature = "postgres")]
+    if store.is_pooled() {
+        // What is noted of the pooler itself stands elsewhere.
+        return assert!(findings.contains("a pooler stands before it"), "{findings}");
+    }
     let kind = match store.url().split_once("://") {
         Some(("redis+sentinel", _)) => "sentinel",
         Some(("redis+cluster", _)) => "cluster",

@@ -144,7 +144,6 @@ impl PostgresRegister {
             let round_trip = Moment::now().since(asked);
             let said = other.ask(&proof, until);
             said.map_err(|failure| failure.by(&other.server))?;
-            self.keep(other);
             until.min(Moment::now().after(HEARS_WITHIN.0.max(round_trip * HEARS_WITHIN.1)))
         };
         while let Some(note) = connection.next_note(by)? {
@@ -172,7 +171,6 @@ impl PostgresRegister {
             return Ok(Some(other));
         }
         self.become_deaf();
-        self.keep(other);
         Ok(None)
     }
 

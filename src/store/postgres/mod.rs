@@ -142,10 +142,18 @@ impl PostgresRegister {
         until: Moment,
     ) -> Result<Vec<Done>, Failure> {
         let done = connection.ask(statements, until).map_err(|failure| failure.by(&connection.server));
-        if done.is_ok() || connection.roll_back(until) {
-            self.keep(connection);
+        match &done {
+            Ok(_) => self.keep(connection),
+            Err(failure) => self.keep_if_good(connection, failure, until),
         }
         done
+    }
+
+    /// Keeps a connection on which something failed, if it can be used again. A standby has a better one beside it.
+    fn keep_if_good(&self, mut connection: Connection, failure: &Failure, until: Moment) {
+        if !failure.is_silence() && !failure.is_of_a_standby() && connection.roll_back(until) {
+            self.keep(connection);
+        }
     }
 
     /// Does a statement that only looks; nothing if the tables are not there.

@@ -9,6 +9,7 @@
 //! The signs of life of those who wait have a table of their own: they would rewrite the record of a long queue all the time.
 
 use super::address::Table;
+use super::listen::WATCHERS;
 
 /// Begins a transaction that looks at what others did until now, whatever a session is set to.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE";
@@ -34,7 +35,10 @@ pub(super) struct Statements {
     pub(super) clock_and_life: String,
     /// Record, clock and signs of life of a key.
     pub(super) look: String,
-    /// The same for keys in a list, each with its name.
+    /// What of a record changes when it is time to look at it, for somebody who is not told: who holds the key; which version
+    /// it is; and whether one in the queue is among those who watch the others, or was offered the key.
+    pub(super) glance: String,
+    /// Record, clock and signs of life of the keys in a list, each with its name.
     pub(super) look_at_all: String,
     /// Changes the record of a key.
     pub(super) update: String,
@@ -63,6 +67,12 @@ impl Statements {
             lock: format!("SELECT record FROM {records} WHERE key = $1 FOR UPDATE"),
             clock_and_life: format!("SELECT {clock}, {}, pg_backend_pid()", signs("$1")),
             look: format!("SELECT record, {clock}, {} FROM {records} WHERE key = $1", signs("$1")),
+            glance: format!(
+                "SELECT md5(record->>'holders'), xmin, \
+                     EXISTS (SELECT FROM json_array_elements(record->'queue') WITH ORDINALITY AS queue (waiter, place) \
+                             WHERE waiter->>'lease' = $2 AND (place <= {WATCHERS} OR waiter->>'offered_at' IS NOT NULL)) \
+                 FROM {records} WHERE key = $1"
+            ),
             look_at_all: format!(
                 "SELECT record, {clock}, {}, key FROM {records} AS kept \
                  WHERE key IN (SELECT json_array_elements_text($1::json))",
@@ -78,9 +88,10 @@ impl Statements {
             bury: format!("DELETE FROM {life} WHERE key = $1 AND lease IN (SELECT json_array_elements_text($2::json))"),
             versions: format!("SELECT key, xmin FROM {records}"),
             list: format!("SELECT key FROM {records} ORDER BY key"),
+            // What is no record of ours is listed, too: whoever looks at it is told.
             list_live: format!(
                 "SELECT key FROM {records} \
-                 WHERE json_array_length(record->'holders') + json_array_length(record->'queue') > 0 ORDER BY key"
+                 WHERE record->>'holders' IS DISTINCT FROM '[]' OR record->>'queue' IS DISTINCT FROM '[]' ORDER BY key"
             ),
         }
     }

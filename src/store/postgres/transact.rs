@@ -129,8 +129,8 @@ impl PostgresRegister {
         loop {
             let was_idle = idle.is_some();
             let mut connection = idle.take().map_or_else(|| self.open(until), Ok)?;
-            // Zero would be no limit at all.
-            let millis = |span: Duration| span.as_millis().max(1).to_string();
+            // Zero would be no limit at all, and the server counts no further than that.
+            let millis = |span: Duration| span.as_millis().clamp(1, 0x7fff_ffff).to_string();
             let name = key.as_str().to_owned();
             let statements = [
                 plain(BEGIN),
@@ -147,9 +147,7 @@ impl PostgresRegister {
                 Err(failure) if was_idle && failure.is_stale() => lock(&self.idle).clear(),
                 Err(failure) => {
                     let failure = failure.by(&connection.server).before();
-                    if !failure.is_silence() && connection.roll_back(until) {
-                        self.keep(connection);
-                    }
+                    self.keep_if_good(connection, &failure, until);
                     return Err(failure);
                 }
             }

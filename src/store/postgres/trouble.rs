@@ -99,6 +99,11 @@ impl Failure {
         ["42P01", "3F000"].contains(&self.code())
     }
 
+    /// Whether a standby refused to write.
+    pub(super) fn is_of_a_standby(&self) -> bool {
+        STANDBYS.contains(&self.code())
+    }
+
     /// Whether another way to connect may do: what stands in the way is TLS, or that there is none.
     pub(super) fn is_about_tls(&self) -> bool {
         // invalid_authorization_specification: no line of pg_hba.conf is for such a connection.
@@ -162,6 +167,9 @@ impl Failure {
     }
 }
 
+/// read_only_sql_transaction, and feature_not_supported where a transaction is to write.
+const STANDBYS: [&str; 2] = ["25006", "0A000"];
+
 const STANDBY: &str = "it is a standby, which takes no locks";
 
 /// What a refusal means, and its words.
@@ -169,9 +177,8 @@ fn meaning(refusal: &Refusal, address: &Address) -> (Trouble, String) {
     let said = shown(refusal);
     let (user, database) = (&address.access.user, &address.access.database);
     match &*refusal.code {
-        // read_only_sql_transaction, and feature_not_supported where a transaction is to write: it may be made the primary
-        // soon.
-        "25006" | "0A000" => (Trouble::Unreachable, STANDBY.into()),
+        // It may be made the primary soon.
+        code if STANDBYS.contains(&code) => (Trouble::Unreachable, STANDBY.into()),
         // lock_not_available
         "55P03" => (Trouble::Unreachable, "another client keeps the key's row locked".into()),
         "28000" | "28P01" => (Trouble::Refused, format!("it says '{said}'")),

@@ -12,7 +12,7 @@ use crate::model::{Key, LevelId, Record, SIGN_OF_LIFE, Stamp, Standing};
 use crate::store::Watch;
 
 /// How often one looks who is not told: soon enough to take a key that was offered before one is passed over.
-pub(super) const UNTOLD: Duration = Duration::from_millis(400);
+pub(super) const UNTOLD: Duration = Duration::from_millis(600);
 
 /// The same for those at the head of a queue, of whom there are few.
 const UNTOLD_AT_THE_HEAD: Duration = Duration::from_millis(100);
@@ -30,6 +30,16 @@ struct Plan {
     watches: bool,
     /// When our sign of life ends.
     signed: Option<Stamp>,
+}
+
+/// What one sees of a record without reading it.
+#[derive(Default)]
+struct Glance {
+    /// A digest of those who hold the key.
+    holders: Option<String>,
+    version: Option<String>,
+    /// Whether one in the queue is near its head, or was offered the key.
+    concerns: bool,
 }
 
 /// What to sleep for, given a record as it is kept; nothing if it is time to act.
@@ -94,6 +104,8 @@ impl PostgresRegister {
         let mut first = true;
         loop {
             let by = Moment::now().after(limit);
+            // What changes after it is seen at the next one, and looked at twice.
+            let glance = if self.is_deaf() { self.glance(connection, key, watch, by)? } else { Glance::default() };
             let Some(Reading { seen, now, .. }) = self.look_at(connection, key, by)? else { return Ok(()) };
             let heard = Moment::now();
             let Some(mut plan) = plan(&seen, now, watch) else { return Ok(()) };
@@ -111,22 +123,58 @@ impl PostgresRegister {
             // As long as all goes well, an instant is not for those farther behind: who has just asked looks once.
             let mine = plan.watches || std::mem::take(&mut first);
             let instant = plan.instant.filter(|_| mine).map(|instant| instant.since(now));
-            let is_next = plan.watches && matches!(watch, Watch::Turn(_));
-            let look = self.is_deaf().then_some(if is_next { UNTOLD_AT_THE_HEAD } else { UNTOLD });
-            let spans = [sign, instant, look].into_iter().flatten();
+            let spans = [sign, instant].into_iter().flatten();
             let wake = spans.map(|span| heard.after(span)).chain(until).min();
-            if self.is_told(connection, key, watch, wake.unwrap_or_else(|| heard.after(SIGN_OF_LIFE)))? {
+            let wake = wake.unwrap_or_else(|| heard.after(SIGN_OF_LIFE));
+            if self.is_deaf() {
+                self.look_out(connection, key, watch, &glance, wake, limit)?;
+            } else if self.is_told(connection, key, watch, wake)? {
                 return Ok(());
             }
         }
     }
 
+    /// Sleeps until that moment, or until a glance at the record shows that it is time to look at it.
+    fn look_out(
+        &self,
+        connection: &mut Connection,
+        key: &Key,
+        watch: &Watch,
+        before: &Glance,
+        wake: Moment,
+        limit: Duration,
+    ) -> Result<(), Failure> {
+        let is_next = matches!(watch, Watch::Turn(_)) && before.concerns;
+        let often = if is_next { UNTOLD_AT_THE_HEAD } else { UNTOLD };
+        loop {
+            std::thread::sleep(often.min(wake.left()));
+            if wake.left().is_zero() {
+                return Ok(());
+            }
+            let now = self.glance(connection, key, watch, Moment::now().after(limit))?;
+            let is_news = match watch {
+                Watch::Turn(_) => now.concerns != before.concerns || now.concerns && now.version != before.version,
+                Watch::Hold(_) | Watch::Ends(_) => now.holders != before.holders,
+            };
+            if is_news {
+                return Ok(());
+            }
+        }
+    }
+
+    fn glance(&self, connection: &mut Connection, key: &Key, watch: &Watch, by: Moment) -> Result<Glance, Failure> {
+        let me = if let Watch::Turn(level) = watch { level.secret() } else { String::new() };
+        let done = connection.ask(&[with(&self.statements.glance, [key.as_str().into(), me])], by);
+        let done = match done {
+            Err(failure) if failure.is_missing_table() => return Ok(Glance::default()),
+            done => done?,
+        };
+        let value = |column: usize| done.first().and_then(|done| done.value(column)).map(str::to_owned);
+        Ok(Glance { holders: value(0), version: value(1), concerns: value(2).as_deref() == Some("t") })
+    }
+
     /// Sleeps until that moment, or until we are told to look. Whether we were told to act.
     fn is_told(&self, connection: &mut Connection, key: &Key, watch: &Watch, wake: Moment) -> Result<bool, Failure> {
-        if self.is_deaf() {
-            std::thread::sleep(wake.left());
-            return Ok(false);
-        }
         while let Some(Note { channel, words }) = connection.next_note(wake)? {
             if !connection.channels.contains(&channel) {
                 continue;

@@ -387,6 +387,11 @@ impl Store {
         self
     }
 
+    /// Whether a pooler that keeps no session stands before its server.
+    pub(crate) fn is_pooled(&self) -> bool {
+        self.postgres.as_ref().is_some_and(|place| place.pooled)
+    }
+
     /// What its tables are called.
     pub(crate) fn prefix_of_tables(&self) -> &str {
         &self.place().prefix
