@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::support::schema::assert_schema;
-use crate::support::{DLOCK, Done, Running, Store, command, finish, on_every_store, unread_pipe, wait_for};
+use crate::support::{
+    DLOCK, Done, Running, Store, command, finish, on_every_store, through_a_pooler, unread_pipe, wait_for,
+};
 
 on_every_store![
     a_script_holds_a_key_from_acquire_to_release,
@@ -23,6 +25,8 @@ on_every_store![
     the_json_has_key_lease_fence_and_end,
     the_lease_is_that_of_the_script_and_not_of_dlock,
 ];
+
+through_a_pooler![a_script_holds_a_key_from_acquire_to_release, a_forced_unlock_takes_it_at_once_and_says_who,];
 
 /// Acquires, and returns the lease id.
 fn acquired(store: &Store, key: &str, options: &[&str]) -> String {

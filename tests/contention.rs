@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::journal::Journal;
-use crate::support::{Done, Running, Store, on_every_store_with_order, on_file_and_redis, wait_for};
+use crate::support::{Done, Running, Store, on_every_store_with_order, on_file_and_redis, through_a_pooler, wait_for};
 
 on_every_store_with_order![
     slots_let_that_many_in_and_never_more,
@@ -19,6 +19,12 @@ on_every_store_with_order![
 on_file_and_redis![
     a_counter_under_the_lock_is_exact_and_the_fences_rise_in_its_order,
     those_who_wait_and_those_who_do_not_leave_nothing_lying,
+];
+
+through_a_pooler![
+    a_counter_under_the_lock_is_exact_and_the_fences_rise_in_its_order,
+    slots_let_that_many_in_and_never_more,
+    no_reader_is_inside_beside_a_writer,
 ];
 
 /// Runs `work(number)` in so many threads at once, and returns what they did.

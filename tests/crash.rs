@@ -10,7 +10,9 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use crate::support::tree::Tree;
-use crate::support::{Running, Store, child_of, command, finish, is_alive, on_every_store, on_file_and_redis, skipped};
+use crate::support::{
+    Running, Store, child_of, command, finish, is_alive, on_every_store, on_file_and_redis, skipped, through_a_pooler,
+};
 
 on_every_store![
     a_killed_dlock_takes_its_whole_tree_along_before_the_next_command_starts,
@@ -26,6 +28,11 @@ on_file_and_redis![
     a_command_has_kill_after_to_end_and_no_longer,
     whoever_reads_stderr_hears_that_dlock_was_killed,
     dlock_stops_the_command_itself_when_its_guardian_is_frozen,
+];
+
+through_a_pooler![
+    a_killed_dlock_takes_its_whole_tree_along_before_the_next_command_starts,
+    a_killed_guardian_takes_its_whole_tree_along_before_the_next_command_starts,
 ];
 
 /// How often a holder is killed, for each way to kill it: where the store notices, and where it costs a ttl.

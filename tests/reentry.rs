@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    DLOCK, Running, Store, await_number, finish, on_every_store, on_every_store_with_order, wait_for,
+    DLOCK, Running, Store, await_number, finish, on_every_store, on_every_store_with_order, through_a_pooler, wait_for,
 };
 
 on_every_store![
@@ -19,6 +19,11 @@ on_every_store![
 ];
 
 on_every_store_with_order![shared_enters_exclusive_and_exclusive_does_not_enter_shared];
+
+through_a_pooler![
+    a_run_inside_a_run_of_the_same_key_enters_its_lease,
+    a_lease_that_is_held_no_more_is_lost_and_no_fresh_one_is_taken,
+];
 
 /// `dlock run k` so many times inside each other, and then `last`.
 fn nested(depth: usize, last: &str) -> Vec<String> {

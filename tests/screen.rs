@@ -201,7 +201,7 @@ mod watched_by_programs {
     use serde_json::Value;
 
     use super::{Duration, Running, Signal, Stdio, Store, kill};
-    use crate::support::on_every_store;
+    use crate::support::{on_every_store, through_a_pooler};
 
     on_every_store![
         each_change_is_an_object_of_a_line,
@@ -210,6 +210,12 @@ mod watched_by_programs {
         a_reader_that_has_gone_away_ends_it,
         one_whose_reader_does_not_read_ends_when_it_is_asked_to,
         many_keys_one_after_the_other_need_no_more_than_one,
+    ];
+
+    through_a_pooler![
+        each_change_is_an_object_of_a_line,
+        what_comes_and_goes_at_once_is_told_by_its_events,
+        only_what_was_asked_for_is_told,
     ];
 
     fn next(watcher: &mut Running) -> Value {

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Store, await_number, child_of, is_alive, on_every_store, on_every_store_with_order};
+use crate::support::{
+    Store, await_number, child_of, is_alive, on_every_store, on_every_store_with_order, through_a_pooler,
+};
 
 on_every_store![
     unlock_reaches_the_holder_within_a_second_and_frees_the_key,
@@ -24,6 +26,13 @@ on_every_store![
 ];
 
 on_every_store_with_order![of_several_holders_only_the_named_one_is_stopped];
+
+through_a_pooler![
+    unlock_reaches_the_holder_within_a_second_and_frees_the_key,
+    a_holder_that_has_been_asleep_for_long_hears_of_it_too,
+    force_frees_the_key_at_once_and_the_former_holder_stops_as_lost,
+    of_several_holders_only_the_named_one_is_stopped,
+];
 
 /// A command that ignores TERM, and a child of it that does, too, in a session of its own.
 const STUBBORN: &str = "trap '' TERM; setsid sleep 1000 & echo $! >pid; echo ready; while :; do sleep 0.05; done";

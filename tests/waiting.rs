@@ -11,7 +11,8 @@ use nix::unistd::Pid;
 use crate::support::activity::{Activity, at_rest, open_files};
 use crate::support::journal::Journal;
 use crate::support::{
-    Running, Store, child_of, is_alive, on_every_store, on_every_store_with_order, on_file_and_redis, wait_for,
+    Running, Store, child_of, is_alive, on_every_store, on_every_store_with_order, on_file_and_redis, through_a_pooler,
+    wait_for,
 };
 
 on_every_store![
@@ -32,6 +33,16 @@ on_every_store_with_order![
 on_file_and_redis![
     each_of_three_hundred_waiters_gets_the_key_and_costs_no_more_than_the_others,
     frozen_waiters_at_the_head_of_the_queue_do_not_hold_up_those_behind_for_ever,
+];
+
+through_a_pooler![
+    a_killed_waiter_is_passed_over,
+    a_waiter_dies_at_once_of_the_signal_that_it_gets_and_leaves_the_queue,
+    a_signal_at_the_hand_over_is_not_lost_and_neither_is_the_key,
+    a_frozen_waiter_is_passed_over_after_a_second_and_waits_again,
+    who_gives_up_after_its_time_leaves_the_queue_to_the_others,
+    fifty_waiters_get_the_key_in_the_order_in_which_they_came,
+    a_writer_that_waits_goes_before_readers_that_came_after_it,
 ];
 
 /// How long one who could take the key may leave it lying. What takes less time did not wait for that.

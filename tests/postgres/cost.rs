@@ -71,7 +71,9 @@ fn nothing_is_asked_while_nothing_changes() {
     assert_eq!(said(&store), before);
     assert_eq!(activity(), asleep, "who waits sleeps");
     holder.finish().is(0, "", "");
-    waiters.into_iter().for_each(|waiter| waiter.finish().is(0, "", ""));
+    for waiter in waiters {
+        waiter.finish().is(0, "", "");
+    }
 }
 
 #[test]

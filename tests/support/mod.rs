@@ -253,8 +253,8 @@ impl Store {
     /// What status calls it.
     pub(crate) fn identity(&self) -> String {
         #[cfg(feature = "postgres")]
-        if let Some(place) = &self.postgres {
-            return place.identity(&self.url);
+        if self.postgres.is_some() {
+            return postgres::Place::identity(&self.url);
         }
         #[cfg(feature = "redis")]
         match &self.servers {

@@ -152,7 +152,7 @@ impl Connection {
                     current.rows.push(cells.map_err(|_| Failure::Garbage)?);
                 }
                 Ok(Message::CommandComplete(body)) => {
-                    current.tag = body.tag().map_err(|_| Failure::Garbage)?.to_owned();
+                    body.tag().map_err(|_| Failure::Garbage)?.clone_into(&mut current.tag);
                     done.push(std::mem::take(&mut current));
                 }
                 Ok(Message::EmptyQueryResponse) => done.push(std::mem::take(&mut current)),

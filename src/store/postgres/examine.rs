@@ -30,6 +30,7 @@ const TABLES: &str = "SELECT records IS NOT NULL AND life IS NOT NULL, \
      FROM (SELECT to_regclass($1) AS records, to_regclass($2) AS life) AS tables";
 
 /// What a server says of itself.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Told {
     settings: HashMap<String, String>,
     is_standby: bool,

@@ -92,8 +92,8 @@ impl Channels {
 
 fn name(parts: &[&str]) -> String {
     let digest = Sha256::digest(parts.join("\0"));
-    let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    format!("dlock_{hex}")
+    let first = digest.first_chunk().expect("it has 32 bytes");
+    format!("dlock_{:032x}", u128::from_be_bytes(*first))
 }
 
 impl PostgresRegister {

@@ -53,7 +53,7 @@ impl Listener {
     }
 
     /// The keys whose rows have another version than before, if nobody tells.
-    fn compare(&mut self, before: HashMap<String, String>) -> Result<BTreeSet<Key>, Failure> {
+    fn compare(&mut self, before: &HashMap<String, String>) -> Result<BTreeSet<Key>, Failure> {
         let after = self.look()?;
         let changed = after.iter().filter(|(name, version)| before.get(*name) != Some(version)).map(|(name, _)| name);
         let gone = before.keys().filter(|name| !after.contains_key(*name));
@@ -71,7 +71,7 @@ impl Listener {
         let next = |span| until.unwrap_or_else(|| Moment::now().after(span)).min(Moment::now().after(span));
         while let Some(before) = self.versions.take() {
             std::thread::sleep(next(UNTOLD).left());
-            let keys = self.compare(before)?;
+            let keys = self.compare(&before)?;
             if !keys.is_empty() || until.is_some_and(|until| until.left().is_zero()) {
                 return Ok(Changed::Keys(keys));
             }

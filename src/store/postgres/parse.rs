@@ -190,13 +190,13 @@ impl Parameters {
         let (user, password) =
             login.map_or(("", None), |login| login.split_once(':').map_or((login, None), |(u, p)| (u, Some(p))));
         let (names, ports) = split(hosts)?;
-        let named = names.iter().any(|name| !name.is_empty());
+        let has_host = names.iter().any(|name| !name.is_empty());
         let has_port = ports.iter().any(|port| !port.is_empty());
         for (name, value) in [
             ("user", Some(user).filter(|user| !user.is_empty()).map(str::to_owned)),
             ("password", password.map(str::to_owned)),
             ("dbname", Some(database).filter(|name| !name.is_empty()).map(str::to_owned)),
-            ("host", named.then(|| names.join(","))),
+            ("host", has_host.then(|| names.join(","))),
             ("port", has_port.then(|| ports.join(","))),
         ] {
             if let Some(value) = value {

@@ -88,13 +88,13 @@ impl Failure {
         }
     }
 
-    /// Whether others were in the way, and doing the same once more at once is the remedy: serialization_failure and
-    /// deadlock_detected.
+    /// Whether others were in the way, and doing the same once more at once is the remedy: `serialization_failure` and
+    /// `deadlock_detected`.
     pub(super) fn is_collision(&self) -> bool {
         ["40001", "40P01"].contains(&self.code())
     }
 
-    /// Whether a table is missing: undefined_table or invalid_schema_name.
+    /// Whether a table is missing: `undefined_table` or `invalid_schema_name`.
     pub(super) fn is_missing_table(&self) -> bool {
         ["42P01", "3F000"].contains(&self.code())
     }
@@ -167,7 +167,7 @@ impl Failure {
     }
 }
 
-/// read_only_sql_transaction, and feature_not_supported where a transaction is to write.
+/// `read_only_sql_transaction`, and `feature_not_supported` where a transaction is to write.
 const STANDBYS: [&str; 2] = ["25006", "0A000"];
 
 const STANDBY: &str = "it is a standby, which takes no locks";

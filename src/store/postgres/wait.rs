@@ -128,7 +128,7 @@ impl PostgresRegister {
             let wake = wake.unwrap_or_else(|| heard.after(SIGN_OF_LIFE));
             if self.is_deaf() {
                 self.look_out(connection, key, watch, &glance, wake, limit)?;
-            } else if self.is_told(connection, key, watch, wake)? {
+            } else if is_told(connection, key, watch, wake)? {
                 return Ok(());
             }
         }
@@ -173,21 +173,6 @@ impl PostgresRegister {
         Ok(Glance { holders: value(0), version: value(1), concerns: value(2).as_deref() == Some("t") })
     }
 
-    /// Sleeps until that moment, or until we are told to look. Whether we were told to act.
-    fn is_told(&self, connection: &mut Connection, key: &Key, watch: &Watch, wake: Moment) -> Result<bool, Failure> {
-        while let Some(Note { channel, words }) = connection.next_note(wake)? {
-            if !connection.channels.contains(&channel) {
-                continue;
-            }
-            match watch {
-                Watch::Ends(_) if words == key.as_str() => return Ok(false),
-                Watch::Ends(_) => {}
-                _ => return Ok(words != LOOK),
-            }
-        }
-        Ok(false)
-    }
-
     /// The record of a key; nothing if it has none.
     fn look_at(&self, connection: &mut Connection, key: &Key, by: Moment) -> Result<Option<Reading>, Failure> {
         let done = connection.ask(&[with(&self.statements.look, [key.as_str().into()])], by);
@@ -202,4 +187,19 @@ impl PostgresRegister {
         let values = [key.as_str().into(), me.secret(), until.micros().to_string()];
         connection.ask(&[with(&self.statements.sign, values)], self.until()).map(drop)
     }
+}
+
+/// Sleeps until that moment, or until we are told to look. Whether we were told to act.
+fn is_told(connection: &mut Connection, key: &Key, watch: &Watch, wake: Moment) -> Result<bool, Failure> {
+    while let Some(Note { channel, words }) = connection.next_note(wake)? {
+        if !connection.channels.contains(&channel) {
+            continue;
+        }
+        match watch {
+            Watch::Ends(_) if words == key.as_str() => return Ok(false),
+            Watch::Ends(_) => {}
+            _ => return Ok(words != LOOK),
+        }
+    }
+    Ok(false)
 }

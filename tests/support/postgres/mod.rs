@@ -192,9 +192,10 @@ impl Server {
     fn start_on(dir: PathBuf, settings: &[&str]) -> Self {
         let host = new_host();
         // The disk is not what is tested, and a crash of the machine ends the tests, too.
-        let usual = ["fsync=off", "max_connections=400", "shared_buffers=16MB", "unix_socket_directories="];
+        let usual = ["fsync=off", "max_connections=400", "shared_buffers=16MB"];
         let mut all: Vec<String> = [&usual, settings].concat().into_iter().map(str::to_owned).collect();
-        all.extend([format!("listen_addresses={host}"), format!("port={PORT}")]);
+        let sockets = format!("unix_socket_directories={}", dir.display());
+        all.extend([format!("listen_addresses={host}"), format!("port={PORT}"), sockets]);
         let janitor = Some(clean_up(&dir));
         let child = spawn(&dir, &all);
         let server = Self { dir, host, settings: all, child, janitor };
@@ -245,13 +246,7 @@ impl Server {
         let _ = self.child.wait();
     }
 
-    /// Starts it again, on the same address and with the files that it left.
-    pub(crate) fn start_again(&mut self) {
-        self.child = spawn(&self.dir, &self.settings);
-        self.await_ready();
-    }
-
-    /// The same, and does not wait for it.
+    /// Starts it again, on the same address and with the files that it left, and does not wait for it.
     pub(crate) fn launch_again(&mut self) {
         self.child = spawn(&self.dir, &self.settings);
     }
@@ -346,7 +341,7 @@ impl Place {
     }
 
     /// What status calls the store.
-    pub(super) fn identity(&self, url: &str) -> String {
+    pub(super) fn identity(url: &str) -> String {
         let (_, rest) = url.split_once('@').expect("it has a user");
         if rest.contains('?') { format!("postgres://{rest}") } else { format!("postgres://{rest}?prefix=dlock") }
     }

@@ -186,7 +186,7 @@ impl Traffic {
 /// dropped, and so is what follows.
 fn pump((mut from, mut to): (TcpStream, TcpStream), passes: impl Fn(&[u8]) -> bool) {
     let mut is_mute = false;
-    let mut chunk = [0; 64 << 10];
+    let mut chunk = vec![0; 64 << 10];
     while let Ok(length @ 1..) = from.read(&mut chunk) {
         is_mute |= !passes(&chunk[..length]);
         if !is_mute && to.write_all(&chunk[..length]).is_err() {
