@@ -21,11 +21,7 @@ on_file_and_redis![
     those_who_wait_and_those_who_do_not_leave_nothing_lying,
 ];
 
-through_a_pooler![
-    a_counter_under_the_lock_is_exact_and_the_fences_rise_in_its_order,
-    slots_let_that_many_in_and_never_more,
-    no_reader_is_inside_beside_a_writer,
-];
+through_a_pooler![slots_let_that_many_in_and_never_more, no_reader_is_inside_beside_a_writer,];
 
 /// Runs `work(number)` in so many threads at once, and returns what they did.
 fn together<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {

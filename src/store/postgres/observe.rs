@@ -8,13 +8,15 @@ use super::PostgresRegister;
 use super::address::Address;
 use super::connection::{Connection, plain};
 use super::trouble::Failure;
-use super::wait::UNTOLD;
 use crate::clock::Moment;
 use crate::model::{Key, Record};
 use crate::store::{Changed, Observer, StoreError};
 
 /// How long a server may be silent before it is asked for a sign of life, and how long that may take.
 const SILENCE: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(2));
+
+/// How often one looks who is not told. There are few of them.
+const UNTOLD: Duration = Duration::from_millis(200);
 
 /// A connection on which the server tells of changes.
 pub(super) struct Listener {

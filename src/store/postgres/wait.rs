@@ -12,7 +12,7 @@ use crate::model::{Key, LevelId, Record, SIGN_OF_LIFE, Stamp, Standing};
 use crate::store::Watch;
 
 /// How often one looks who is not told: soon enough to take a key that was offered before one is passed over.
-pub(super) const UNTOLD: Duration = Duration::from_millis(600);
+const UNTOLD: Duration = Duration::from_millis(600);
 
 /// The same for those at the head of a queue, of whom there are few.
 const UNTOLD_AT_THE_HEAD: Duration = Duration::from_millis(100);
