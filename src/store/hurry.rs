@@ -3,8 +3,11 @@
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
+#[cfg(feature = "redis")]
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+#[cfg(feature = "redis")]
+use nix::sys::eventfd::EfdFlags;
+use nix::sys::eventfd::EventFd;
 
 /// Shared by all connections of a store. Without a bell nobody is ever in a hurry.
 #[derive(Clone, Default)]
@@ -12,6 +15,7 @@ pub(super) struct Hurry {
     bell: Option<Arc<EventFd>>,
 }
 
+#[cfg(feature = "redis")]
 impl Hurry {
     /// One that can begin, unless this process has no more descriptors: then answers are waited for as long as ever.
     pub(super) fn new() -> Self {
@@ -38,7 +42,9 @@ impl Hurry {
         self.bell()
             .is_some_and(|bell| matches!(poll(&mut [PollFd::new(bell, PollFlags::POLLIN)], PollTimeout::ZERO), Ok(1)))
     }
+}
 
+impl Hurry {
     /// Readable as long as there is a hurry.
     pub(super) fn bell(&self) -> Option<BorrowedFd<'_>> {
         self.bell.as_ref().map(|bell| bell.as_fd())
