@@ -52,7 +52,7 @@ fn whoever_is_let_in_by_the_server_is_let_in() {
     let host = format!("{}:6390", server.host);
     let file = |name: &str| server.path(name).display().to_string();
     let [ca, other, cert, key] = ["ca.pem", "other.pem", "client.pem", "client.key"].map(file);
-    let run = |url: &str| store.run(&["-S", url, "--store-timeout", "100ms", "run", "k", "--", "echo", "in"]);
+    let run = |url: &str| store.run(&["-S", url, "--store-timeout", "5s", "run", "k", "--", "echo", "in"]);
     let bob = format!("postgres://bob:{ENCODED}@{host}/postgres");
     for good in [
         bob.clone(),

@@ -38,8 +38,9 @@ pub(super) fn connect(
     for wanted in tls {
         match connect_with(server, address, config, *wanted, until) {
             Err(failure) if failure.is_about_tls() && failed.is_none() => failed = Some(failure),
-            // If neither way will do, what was preferred says why.
-            Err(failure) => return Err(failed.unwrap_or(failure)),
+            // If neither way will do, what was preferred says why; but one that was not tried to its end may do.
+            Err(failure) if failure.is_refusal() => return Err(failed.unwrap_or(failure)),
+            Err(failure) => return Err(failure),
             connected => return connected,
         }
     }

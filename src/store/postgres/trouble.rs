@@ -110,6 +110,11 @@ impl Failure {
         matches!(self.bare(), Self::Tls(_) | Self::NoTls) || self.code() == "28000"
     }
 
+    /// Whether the server, or we ourselves, said no.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self.bare(), Self::Server(_) | Self::Login(_) | Self::Tls(_) | Self::NoTls | Self::Settings(_))
+    }
+
     /// Whether there was no answer.
     pub(super) fn is_silence(&self) -> bool {
         matches!(self.bare(), Self::Silent)
