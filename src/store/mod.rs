@@ -28,6 +28,8 @@ mod ring;
 mod socket;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod tls;
+#[cfg(feature = "postgres")]
+mod turn;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod wire;
 

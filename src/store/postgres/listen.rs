@@ -15,21 +15,13 @@ use super::trouble::Failure;
 use super::{PostgresRegister, lock};
 use crate::clock::Moment;
 use crate::model::{Key, LevelId, Record};
+use crate::store::turn;
 
 /// What one says to oneself.
 const PROOF: &str = "proof";
 
-/// It is your turn, or something became of your hold.
-pub(super) const ACT: &str = "act";
-
-/// Look at the record: it names another instant for you.
-pub(super) const LOOK: &str = "look";
-
 /// How long to listen to oneself, where somebody stands between us and the server: at least so long, and some round trips.
 const HEARS_WITHIN: (Duration, u32) = (Duration::from_millis(50), 5);
-
-/// How many at the head of a queue look at the instants that the record names.
-pub(super) const WATCHERS: usize = 2;
 
 /// The names of channels. They say nothing of a lease's id: whoever can log in may see them.
 #[derive(Debug)]
@@ -58,33 +50,9 @@ impl Channels {
         after: &Record,
         me: Option<LevelId>,
     ) -> Option<Statement<'_>> {
-        if !after.differs_from(before) {
-            return None;
-        }
-        let mut news = Map::new();
-        let mut tell = |level: LevelId, words: &str| {
-            if Some(level) != me {
-                news.insert(self.of_level(level), words.into());
-            }
-        };
-        let sooner = after.next_end() < before.next_end();
-        for (at, waiter) in after.queue.iter().enumerate() {
-            let place = before.queue.iter().position(|other| other.lease == waiter.lease);
-            let was_offered = place.is_some_and(|place| before.queue[place].offered_at.is_some());
-            if waiter.offered_at.is_some() && !was_offered {
-                tell(waiter.lease, ACT);
-            } else if at < WATCHERS && (sooner || place.is_some_and(|place| place >= WATCHERS)) {
-                tell(waiter.lease, LOOK);
-            }
-        }
-        for hold in &before.holders {
-            let left = after.hold(hold.lease);
-            let is_news = left.is_none_or(|left| left.revoked && !hold.revoked);
-            let levels = hold.levels.iter().filter(|level| {
-                is_news || left.is_some_and(|left| left.levels.iter().all(|other| other.id != level.id))
-            });
-            levels.for_each(|level| tell(level.id, ACT));
-        }
+        let news = turn::news(before, after, me)?;
+        let mut news: Map<String, Value> =
+            news.into_iter().map(|(level, words)| (self.of_level(level), words.into())).collect();
         news.insert(self.changes.clone(), key.as_str().into());
         Some(with(NOTIFY, [Value::Object(news).to_string()]))
     }

@@ -9,7 +9,7 @@
 //! The signs of life of those who wait have a table of their own: they would rewrite the record of a long queue all the time.
 
 use super::address::Table;
-use super::listen::WATCHERS;
+use crate::store::turn::WATCHERS;
 
 /// Begins a transaction that looks at what others did until now, whatever a session is set to.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE";

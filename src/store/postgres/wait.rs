@@ -4,33 +4,18 @@
 use std::time::Duration;
 
 use super::connection::{Connection, Note, with};
-use super::listen::{LOOK, WATCHERS};
 use super::trouble::Failure;
 use super::{PostgresRegister, Reading};
 use crate::clock::Moment;
-use crate::model::{Key, LevelId, Record, SIGN_OF_LIFE, Stamp, Standing};
+use crate::model::{Key, LevelId, SIGN_OF_LIFE, Stamp};
 use crate::store::Watch;
+use crate::store::turn::{LOOK, SIGN_WITHIN, plan};
 
 /// How often one looks who is not told: soon enough to take a key that was offered before one is passed over.
 const UNTOLD: Duration = Duration::from_millis(600);
 
 /// The same for those at the head of a queue, of whom there are few.
 const UNTOLD_AT_THE_HEAD: Duration = Duration::from_millis(100);
-
-/// When so much is left of a sign of life, the next one is due: there is time for a second try.
-const SIGN_WITHIN: Duration = Duration::from_secs(8);
-
-/// If those who watch an instant are dead, too, then others who show their life notice what is overdue by so much.
-const OVERDUE: Duration = Duration::from_millis(1500);
-
-/// What to sleep for.
-struct Plan {
-    /// At most until then, by the server's clock; and whether we are the one to watch that.
-    instant: Option<Stamp>,
-    watches: bool,
-    /// When our sign of life ends.
-    signed: Option<Stamp>,
-}
 
 /// What one sees of a record without reading it.
 #[derive(Default)]
@@ -40,37 +25,6 @@ struct Glance {
     version: Option<String>,
     /// Whether one in the queue is near its head, or was offered the key.
     concerns: bool,
-}
-
-/// What to sleep for, given a record as it is kept; nothing if it is time to act.
-fn plan(kept: &Record, now: Stamp, watch: &Watch) -> Option<Plan> {
-    let record = kept.clone().seen(&now);
-    match watch {
-        Watch::Turn(me) => {
-            let Standing::Waiting(at) = record.standing(*me) else { return None };
-            let waiter = &record.queue[at];
-            if waiter.offered_at.is_some() {
-                return None;
-            }
-            // What has ended must be written down: until then others are offered nothing.
-            let watches = at < WATCHERS;
-            let patience = if watches { Duration::ZERO } else { OVERDUE };
-            let end = kept.next_end();
-            if end.is_some_and(|end| end.after(patience) <= now) {
-                return None;
-            }
-            Some(Plan { instant: end.map(|end| end.after(patience)), watches, signed: waiter.until })
-        }
-        Watch::Hold(me) => {
-            let holds = record.standing(*me) == Standing::Holding { revoked: false };
-            holds.then_some(Plan { instant: None, watches: true, signed: None })
-        }
-        Watch::Ends(leases) => {
-            let left = record.holders.iter().filter(|hold| leases.contains(&hold.lease));
-            let ends: Vec<Option<Stamp>> = left.map(crate::model::Hold::ends_at).collect();
-            (!ends.is_empty()).then(|| Plan { instant: ends.into_iter().flatten().min(), watches: true, signed: None })
-        }
-    }
 }
 
 impl PostgresRegister {
