@@ -6,9 +6,11 @@
 
 mod examine;
 mod file;
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
 mod hurry;
 mod ledger;
+#[cfg(feature = "nats")]
+mod nats;
 #[cfg(feature = "redis")]
 mod nodes;
 #[cfg(feature = "redis")]
@@ -24,13 +26,13 @@ mod redis;
 mod registry;
 #[cfg(feature = "redis")]
 mod ring;
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
 mod socket;
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
 mod tls;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "nats", feature = "postgres"))]
 mod turn;
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
 mod wire;
 
 use std::collections::BTreeSet;
@@ -41,6 +43,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use examine::{Examination, Finding, Severity};
 pub use file::FileRegister;
 pub use ledger::Ledger;
+#[cfg(feature = "nats")]
+pub use nats::{NatsAddress, NatsRegister};
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresAddress, PostgresRegister};
 #[cfg(feature = "redis")]

@@ -11,6 +11,8 @@ use super::{Address, Node, Nodes, Quorum, RedisStore, Ring, Voter};
 use super::{FileRegister, Ledger, Store, StoreError};
 #[cfg(feature = "redis")]
 use super::{List, Trouble};
+#[cfg(feature = "nats")]
+use super::{NatsAddress, NatsRegister};
 #[cfg(feature = "postgres")]
 use super::{PostgresAddress, PostgresRegister};
 
@@ -31,6 +33,9 @@ pub enum Url {
     /// `postgres://…`: a table in a PostgreSQL database.
     #[cfg(feature = "postgres")]
     Postgres(Box<PostgresAddress>),
+    /// `nats://…`: a bucket in NATS JetStream.
+    #[cfg(feature = "nats")]
+    Nats(Box<NatsAddress>),
 }
 
 /// What this dlock was built with.
@@ -52,6 +57,8 @@ const KNOWN: &[&str] = &[
     "'redis+quorum://HOST,HOST,HOST'",
     #[cfg(feature = "postgres")]
     "'postgres://HOST/DATABASE'",
+    #[cfg(feature = "nats")]
+    "'nats://HOST'",
 ];
 
 /// A text that names no store.
@@ -110,6 +117,11 @@ impl Url {
                 Ok(address) => Ok(Self::Postgres(Box::new(address))),
                 Err(words) => Err(BadUrl(format!("this '{scheme}:' URL is not good: {words}"))),
             },
+            #[cfg(feature = "nats")]
+            "nats" | "nats+tls" => match NatsAddress::parse(text, here) {
+                Ok(address) => Ok(Self::Nats(Box::new(address))),
+                Err(words) => Err(BadUrl(format!("this '{scheme}:' URL is not good: {words}"))),
+            },
             // What stands before a ':' alone may be a password.
             _ if !rest.starts_with("//") => {
                 Err(BadUrl(format!("it is no store URL; this dlock knows {}", KNOWN.join(", "))))
@@ -127,6 +139,8 @@ impl Url {
             Self::Redis(_) | Self::Ring(_) | Self::Quorum(_) => None,
             #[cfg(feature = "postgres")]
             Self::Postgres(_) => None,
+            #[cfg(feature = "nats")]
+            Self::Nats(_) => None,
         }
     }
 
@@ -140,9 +154,13 @@ impl Url {
         let own = ["+ring", "+quorum"].iter().any(|kind| scheme.ends_with(kind));
         let hosts: Vec<&str> = if own { authority.split(',').collect() } else { vec![authority] };
         let logins = hosts.iter().filter_map(|host| host.rsplit_once('@'));
+        // In NATS a login without a ':' is a token.
+        let is_token = |login: &str| scheme.starts_with("nats") && !login.is_empty() && !login.contains(':');
+        let token = logins.clone().any(|(login, _)| is_token(login));
         let behind_user =
             logins.filter_map(|(login, _)| login.split_once(':')).any(|(_, password)| !password.is_empty());
-        behind_user
+        token
+            || behind_user
             || query
                 .split('&')
                 .filter_map(|parameter| parameter.split_once('='))
@@ -162,6 +180,8 @@ impl Url {
             Self::Quorum(nodes) => nodes.identity(),
             #[cfg(feature = "postgres")]
             Self::Postgres(address) => address.identity(),
+            #[cfg(feature = "nats")]
+            Self::Nats(address) => address.identity(),
         }
     }
 
@@ -182,6 +202,8 @@ impl Url {
             Self::Quorum(nodes) => nodes.text().into(),
             #[cfg(feature = "postgres")]
             Self::Postgres(address) => address.text().into(),
+            #[cfg(feature = "nats")]
+            Self::Nats(address) => address.text().into(),
         }
     }
 }
@@ -200,7 +222,7 @@ pub enum Intent {
 /// # Errors
 /// [`StoreError`] if it is known at once that the store cannot be used.
 #[cfg_attr(
-    not(any(feature = "postgres", feature = "redis")),
+    not(any(feature = "nats", feature = "postgres", feature = "redis")),
     expect(unused_variables, reason = "the file store has limits of its own")
 )]
 pub fn open(url: &Url, intent: Intent, patience: Duration) -> Result<Arc<dyn Store>, StoreError> {
@@ -221,6 +243,8 @@ pub fn open(url: &Url, intent: Intent, patience: Duration) -> Result<Arc<dyn Sto
         Url::Postgres(address) => {
             Ok(Arc::new(Ledger::new(PostgresRegister::new(address, intent == Intent::Lock, patience))))
         }
+        #[cfg(feature = "nats")]
+        Url::Nats(address) => Ok(Arc::new(Ledger::new(NatsRegister::new(address, intent == Intent::Lock, patience)))),
     }
 }
 
@@ -282,6 +306,8 @@ impl fmt::Display for Url {
             Self::Quorum(nodes) => write!(f, "{nodes}"),
             #[cfg(feature = "postgres")]
             Self::Postgres(address) => write!(f, "{address}"),
+            #[cfg(feature = "nats")]
+            Self::Nats(address) => write!(f, "{address}"),
         }
     }
 }
@@ -308,6 +334,8 @@ mod tests {
             "redis+sentinel://h1,h2/m?sentinel_password=x",
             "redis+ring://h1,u:x@h2",
             "redis+quorum://h1:1,u:x@h2:2,h3",
+            "nats://u:x@h1,h2",
+            "nats+tls://token@h",
         ] {
             assert!(Url::holds_password(text), "{text}");
         }
@@ -321,6 +349,7 @@ mod tests {
             "redis+quorum://h1:1,u@h2:2,h3",
             "redis+unix:///s?password=",
             "redis+ring://h1:7000,u@h2",
+            "nats://h1,h2?creds=/f",
         ] {
             assert!(!Url::holds_password(text), "{text}");
         }

@@ -24,6 +24,10 @@ pub(super) enum Endpoint {
     /// A host, without the brackets of an IPv6 address, and a port.
     Tcp(String, u16),
     /// A socket of this machine.
+    #[cfg_attr(
+        not(any(feature = "postgres", feature = "redis")),
+        expect(dead_code, reason = "a server of NATS has none")
+    )]
     Unix(PathBuf),
 }
 

@@ -19,8 +19,9 @@ pub(super) const DLOCK: Page = Page {
             is the master that sentinels watch, redis+cluster://NODE,NODE a cluster; with ?wait_replicas=N a lease counts \
             once N replicas of the server have it. redis+ring://NODE,NODE spreads keys over servers that know nothing of each \
             other, and with redis+quorum://NODE,NODE,NODE most of such servers must agree to a lease. \
-            postgres://USER@HOST/DATABASE is a table in a PostgreSQL database, its URL as libpq reads it. Keep a URL with a password in a file, \
-            for --store-file. With --log-format json each line on stderr is a JSON object with schema (1), time (RFC \
+            postgres://USER@HOST/DATABASE is a table in a PostgreSQL database, its URL as libpq reads it. \
+            nats://HOST,HOST is a bucket in NATS JetStream, with ?replicas=3 on three servers of a cluster, and nats+tls:// TLS. \
+            Keep a URL with a password in a file, for --store-file. With --log-format json each line on stderr is a JSON object with schema (1), time (RFC \
             3339), level (error, warn or info) and message.",
     exit: &[("0", "success"), ("others", "see the page of the verb")],
     examples: &[
@@ -200,7 +201,8 @@ const DOCTOR: Page = Page {
             dlock is not tested with. Of sentinels and of a cluster: what keeps them from replacing a master that dies \
             before its leases end, slots that nobody serves, replicas that refuse us or whose clocks are others. Of \
             PostgreSQL: commits that a crash may lose, standbys that it does not wait for, a pooler, tables and rights that \
-            are missing. Of a directory: its file system, its room, and who may do what in it. It changes nothing. A user of a server \
+            are missing. Of NATS: copies that are too few, away or behind, a bucket in memory, a disk that is written late. Of a \
+            directory: its file system, its room, and who may do what in it. It changes nothing. A user of a server \
             needs +info +config|get for it besides, and +cluster|info +cluster|slots on a cluster. With --json it prints \
             one object, whose names stay as they are, also if the store cannot be used.",
     exit: &[("0", "the store is sound; there may be notes"), ("1", "there are warnings: a lock may be lost")],
@@ -215,7 +217,7 @@ const SETUP: Page = Page {
             To do it again changes nothing. A directory and a Redis or Valkey server, with sentinels or in a cluster, need \
             no setup: that they can be used is all that it tells. Of a ring it makes the nodes of the URL those of the ring: \
             it closes all nodes, old and new, waits for those who hold a key that moves to another node, and opens the new \
-            list; those who have the old URL are refused from then on. In PostgreSQL it makes the tables. If such a key is held for longer than --wait, all is \
+            list; those who have the old URL are refused from then on. In PostgreSQL it makes the tables, in NATS the bucket. If such a key is held for longer than --wait, all is \
             as it was. A setup that was killed is taken up by the next one. With --print it changes nothing, and prints what \
             an administrator would run in its place; or says that there is nothing to run.",
     exit: &[

@@ -1,0 +1,133 @@
+//! How one is let in: TLS, and what shows who we are (NATS, "Client Protocol", CONNECT).
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use serde_json::{Map, Value, json};
+
+use super::address::{Access, Address};
+use super::connection::{Connection, Received, io_failure, wire};
+use super::nkey::Seed;
+use super::trouble::Failure;
+use crate::clock::Moment;
+use crate::store::socket::Endpoint;
+use crate::store::tls;
+use crate::store::wire::Stream;
+
+/// The settings for TLS, read once.
+#[derive(Debug, Default)]
+pub(super) struct TlsConfig(OnceLock<Arc<ClientConfig>>);
+
+impl TlsConfig {
+    fn get(&self, address: &Address) -> Result<Arc<ClientConfig>, Failure> {
+        if let Some(config) = self.0.get() {
+            return Ok(Arc::clone(config));
+        }
+        let config = Arc::new(tls::read(&address.tls).map_err(Failure::Settings)?);
+        Ok(Arc::clone(self.0.get_or_init(|| config)))
+    }
+}
+
+/// Connects to a server, and logs in.
+pub(super) fn connect(
+    server: &Endpoint,
+    address: &Address,
+    config: &TlsConfig,
+    until: Moment,
+) -> Result<Connection, Failure> {
+    let socket = wire(server.connect(until).map_err(io_failure)?, until);
+    let mut stream = Stream::Plain(socket);
+    if address.tls_first {
+        stream = secured(stream, server, address, config)?;
+    }
+    let mut inbox = [0; 16];
+    getrandom::fill(&mut inbox).map_err(|error| Failure::Settings(format!("no random numbers: {error}")))?;
+    let inbox = format!("_INBOX.{:032x}", u128::from_le_bytes(inbox));
+    let mut connection = Connection::over(server, stream, inbox);
+    let info = match connection.receive(until)? {
+        Received::Info(info) => info,
+        Received::Refusal(words) => return Err(Failure::Said(words)),
+        _ => return Err(Failure::Garbage),
+    };
+    if !info.headers {
+        return Err(Failure::Settings(format!("version {} is too old: it knows no headers", info.version)));
+    }
+    if !address.tls_first && (address.secure || info.tls_required) {
+        if !info.tls_required && !info.tls_available {
+            return Err(Failure::NoTls);
+        }
+        connection.stream = secured(connection.stream, server, address, config)?;
+    }
+    let words = Value::Object(introduction(address, info.nonce.as_deref())?).to_string();
+    connection.begin(&words, until)?;
+    Ok(connection)
+}
+
+fn secured(stream: Stream, server: &Endpoint, address: &Address, config: &TlsConfig) -> Result<Stream, Failure> {
+    let (Stream::Plain(mut socket), Endpoint::Tcp(host, _)) = (stream, server) else { return Err(Failure::Garbage) };
+    let name = ServerName::try_from(host.clone())
+        .map_err(|_| Failure::Settings(format!("'{host}' is no name that a certificate can have")))?;
+    let mut session = ClientConnection::new(config.get(address)?, name).map_err(Failure::Tls)?;
+    while session.is_handshaking() {
+        session.complete_io(&mut socket).map_err(io_failure)?;
+    }
+    Ok(Stream::Tls(Box::new(StreamOwned::new(session, socket))))
+}
+
+/// What we say of ourselves.
+fn introduction(address: &Address, nonce: Option<&str>) -> Result<Map<String, Value>, Failure> {
+    let mut words = json!({
+        "verbose": false, "pedantic": false, "echo": true, "headers": true, "no_responders": true, "protocol": 1,
+        "lang": "rust", "name": "dlock", "version": env!("CARGO_PKG_VERSION"), "tls_required": address.secure,
+    });
+    let mut say = |name: &str, value: &str| words[name] = value.into();
+    match &address.access {
+        Access::Anybody => {}
+        Access::User { user, password } => {
+            say("user", user);
+            say("pass", password);
+        }
+        Access::Token(token) => say("auth_token", token),
+        Access::Nkey(file) => {
+            let seed = Seed::parse(&read(file)?).map_err(|why| bad(file, &why))?;
+            say("nkey", &seed.public());
+            say("sig", &signature(&seed, nonce)?);
+        }
+        Access::Creds(file) => {
+            let text = read(file)?;
+            let seed = block(&text, "USER NKEY SEED").ok_or_else(|| bad(file, "it has no seed"))?;
+            let jwt = block(&text, "NATS USER JWT").ok_or_else(|| bad(file, "it has no JWT"))?;
+            let seed = Seed::parse(seed).map_err(|why| bad(file, &why))?;
+            say("jwt", jwt);
+            say("sig", &signature(&seed, nonce)?);
+        }
+    }
+    match words {
+        Value::Object(words) => Ok(words),
+        _ => Err(Failure::Garbage),
+    }
+}
+
+fn read(file: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(file)
+        .map_err(|error| Failure::Settings(format!("cannot read '{}': {}", file.display(), crate::sys::words(&error))))
+}
+
+fn bad(file: &Path, why: &str) -> Failure {
+    Failure::Settings(format!("'{}' is no good login: {why}", file.display()))
+}
+
+/// What is between `-----BEGIN NAME-----` and the end of it.
+fn block<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = text.lines().skip_while(|line| !line.contains(&format!("BEGIN {name}")));
+    lines.nth(1).map(str::trim)
+}
+
+fn signature(seed: &Seed, nonce: Option<&str>) -> Result<String, Failure> {
+    let nonce = nonce.ok_or_else(|| Failure::Login("it wants no signature, and our login is one".into()))?;
+    Ok(BASE64_URL_SAFE_NO_PAD.encode(seed.sign(nonce.as_bytes())))
+}
