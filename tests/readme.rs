@@ -156,8 +156,8 @@ fn the_examples_for_redis_run_to_their_end() {
     on_a_server(REDIS, |store| {
         let (sentinels, quorum) = (Store::on_sentinels(), Store::on_quorum());
         let blocks = blocks("bash");
-        assert_eq!(blocks.len(), 6);
-        for block in blocks.into_iter().filter(|block| !block.contains("postgres://")) {
+        assert_eq!(blocks.len(), 7);
+        for block in blocks.into_iter().filter(|block| block.contains("redis")) {
             let (servers, _) = sentinels.url().split_once('?').expect("it has a prefix");
             let script = block
                 .replace("redis://redis.example", store.url())

@@ -116,6 +116,10 @@ fn one_who_compared_in_vain_reports_that_it_was_busy(store: &Store) {
 
 /// What makes a store forget who holds `k`.
 fn loss(store: &Store) -> String {
+    #[cfg(feature = "nats")]
+    if store.url().starts_with("nats") {
+        return store.bucket().loss("k");
+    }
     #[cfg(feature = "postgres")]
     if store.url().starts_with("postgres") {
         return store.place().loss("k");

@@ -16,7 +16,7 @@ fn setup_is_quiet_and_can_be_done_again(store: &Store) {
 
 /// Whether there is something to be made before the first lock.
 fn has_something_to_make(store: &Store) -> bool {
-    ["redis+ring", "postgres"].iter().any(|kind| store.url().starts_with(kind))
+    ["redis+ring", "postgres", "nats"].iter().any(|kind| store.url().starts_with(kind))
 }
 
 fn what_is_to_be_run_by_hand_is_printed_and_nothing_else_is_done(store: &Store) {
@@ -24,6 +24,10 @@ fn what_is_to_be_run_by_hand_is_printed_and_nothing_else_is_done(store: &Store) 
     assert!(store.is_untouched());
     if store.url().starts_with("postgres") {
         assert!(done.stdout.contains("CREATE TABLE IF NOT EXISTS"), "{done:#?}");
+        return done.is(0, &done.stdout, "");
+    }
+    if store.url().starts_with("nats") {
+        assert!(done.stdout.contains("nats stream add KV_"), "{done:#?}");
         return done.is(0, &done.stdout, "");
     }
     assert_eq!(done.stdout, "");

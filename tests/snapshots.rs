@@ -359,6 +359,7 @@ fn what_the_doctor_says(store: &Store) {
         Some(("redis+ring", _)) => "ring",
         Some(("redis+quorum", _)) => "quorum",
         Some(("postgres", _)) => "postgres",
+        Some(("nats", _)) => "nats",
         Some(_) => "timed",
         None => "file",
     };

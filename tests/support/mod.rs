@@ -2,7 +2,7 @@
 //! conditions to wait for.
 
 pub(crate) mod activity;
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
 pub(crate) mod address;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) mod certificates;
@@ -10,6 +10,8 @@ pub(crate) mod certificates;
 pub(crate) mod fake;
 pub(crate) mod journal;
 pub(crate) mod mutex;
+#[cfg(feature = "nats")]
+pub(crate) mod nats;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 #[cfg(feature = "redis")]
@@ -50,6 +52,8 @@ pub(crate) struct Store {
     servers: Option<redis::Servers>,
     #[cfg(feature = "postgres")]
     postgres: Option<postgres::Place>,
+    #[cfg(feature = "nats")]
+    nats: Option<nats::Place>,
 }
 
 /// Makes tests of promises, one for each store: of each `fn promise(store: &Store)` that is named. One whose
@@ -144,6 +148,12 @@ macro_rules! on_file_and_redis {
         fn postgres() {
             $crate::support::postgres::on_a_share(super::$promise);
         }
+
+        #[cfg(feature = "nats")]
+        #[test]
+        fn nats() {
+            $crate::support::nats::on_a_share(super::$promise);
+        }
     };
 }
 pub(crate) use on_file_and_redis;
@@ -190,7 +200,16 @@ impl Store {
             servers: None,
             #[cfg(feature = "postgres")]
             postgres: None,
+            #[cfg(feature = "nats")]
+            nats: None,
         }
+    }
+
+    /// The same with another URL.
+    #[cfg(any(feature = "nats", feature = "postgres"))]
+    pub(crate) fn at_url(mut self, url: &str) -> Self {
+        self.url = url.into();
+        self
     }
 
     /// The URL.
@@ -209,6 +228,10 @@ impl Store {
         if let Some(place) = &self.postgres {
             return place.keys().is_empty();
         }
+        #[cfg(feature = "nats")]
+        if let Some(place) = &self.nats {
+            return place.keys().is_empty();
+        }
         #[cfg(feature = "redis")]
         if let Some(keys) = self.keys() {
             return keys.is_empty();
@@ -222,6 +245,10 @@ impl Store {
         if let Some(place) = &self.postgres {
             return place.keys().iter().any(|name| name == key);
         }
+        #[cfg(feature = "nats")]
+        if let Some(place) = &self.nats {
+            return place.keys().iter().any(|name| name == key);
+        }
         #[cfg(feature = "redis")]
         if let Some(keys) = self.keys() {
             return keys.iter().any(|name| name.contains(&format!(":{{{key}}}:")));
@@ -233,6 +260,10 @@ impl Store {
     pub(crate) fn leftovers(&self) -> Vec<String> {
         #[cfg(feature = "postgres")]
         if let Some(place) = &self.postgres {
+            return place.leftovers();
+        }
+        #[cfg(feature = "nats")]
+        if let Some(place) = &self.nats {
             return place.leftovers();
         }
         #[cfg(feature = "redis")]
@@ -255,6 +286,10 @@ impl Store {
         #[cfg(feature = "postgres")]
         if self.postgres.is_some() {
             return postgres::Place::identity(&self.url);
+        }
+        #[cfg(feature = "nats")]
+        if let Some(place) = &self.nats {
+            return place.identity();
         }
         #[cfg(feature = "redis")]
         match &self.servers {
@@ -280,6 +315,7 @@ impl Store {
                 let host = rest.rsplit('@').next().unwrap_or_default();
                 format!("postgres at {}", host.split('/').next().unwrap_or_default())
             }
+            "nats" => format!("nats at {}", rest.split('?').next().unwrap_or_default()),
             "redis+sentinel" => "redis master 'mymaster'".into(),
             "redis+cluster" => format!("redis cluster at {}", rest.split(',').next().unwrap_or_default()),
             "redis+ring" => format!("redis ring at {}", rest.split('/').next().unwrap_or_default()),
@@ -291,13 +327,17 @@ impl Store {
     /// Waits until a holder listens to what becomes of its lease, which it does once its command has run for a
     /// while.
     #[cfg_attr(
-        not(any(feature = "postgres", feature = "redis")),
+        not(any(feature = "nats", feature = "postgres", feature = "redis")),
         expect(clippy::unused_self, reason = "it may be a server that knows")
     )]
     pub(crate) fn await_listening(&self, holder: &Running) {
         let listens = || {
             #[cfg(feature = "postgres")]
             if let Some(place) = &self.postgres {
+                return place.is_asleep(holder);
+            }
+            #[cfg(feature = "nats")]
+            if let Some(place) = &self.nats {
                 return place.is_asleep(holder);
             }
             #[cfg(feature = "redis")]

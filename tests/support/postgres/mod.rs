@@ -376,12 +376,6 @@ impl Store {
         self.postgres.as_ref().expect("it is a store in a database")
     }
 
-    /// The same with another URL.
-    pub(crate) fn at_url(mut self, url: &str) -> Self {
-        self.url = url.into();
-        self
-    }
-
     /// Whether a pooler that keeps no session stands before its server.
     pub(crate) fn is_pooled(&self) -> bool {
         self.postgres.as_ref().is_some_and(|place| place.pooled)
