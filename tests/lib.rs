@@ -15,6 +15,8 @@ mod house;
 mod input;
 mod law;
 mod metrics;
+#[cfg(feature = "nats")]
+mod nats;
 mod output;
 #[cfg(feature = "postgres")]
 mod postgres;

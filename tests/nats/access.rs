@@ -1,0 +1,99 @@
+//! How one is let in, and what a user needs: what `dlock setup --print` says, and no more.
+
+use std::fs;
+
+use crate::support::nats::{NATS, Server, on_both};
+use crate::support::{Store, has};
+
+/// The rights that are printed, as the server's configuration has them.
+fn printed(store: &Store) -> String {
+    let script = store.run(&["setup", "--print"]).stdout;
+    let lines = script.lines().filter_map(|line| line.strip_prefix("#   "));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_user_with_the_rights_that_are_printed_can_do_all_and_no_bucket() {
+    let readme = include_str!("../../README.md");
+    for line in printed(&Store::new().at_url("nats://h")).lines() {
+        assert!(readme.contains(&format!("\n{line}\n")), "{line}");
+    }
+    on_both(|program| {
+        let rights = printed(&Store::new().at_url("nats://h"));
+        let users = format!(
+            "authorization {{ users: [ {{ user: admin, password: s3cret }}, {{ user: locks, password: t0p, {rights} }}, \
+             {{ user: nobody, password: n0, permissions: {{ publish: [\"x\"], subscribe: [\"_INBOX.>\"] }} }} ] }}"
+        );
+        let server = Server::start(program, &users);
+        let at = |login: &str| Store::new().at_url(&server.url().replace("//", &format!("//{login}@")));
+        let (admin, locks) = (at("admin:s3cret"), at("locks:t0p"));
+        locks.run(&["run", "k", "--", "true"]).says(78, &["no bucket 'dlock', and we may not make it", "dlock setup"]);
+        admin.run(&["setup"]).is(0, "", "");
+        let holder = locks.holding("k", &["--ttl", "3"], "echo ready; sleep 60");
+        let waiter = locks.waiting("k", &["-w", "60"], "echo in");
+        assert_eq!(locks.run(&["status"]).status.code(), Some(0));
+        locks.run(&["history", "k"]);
+        locks.run(&["unlock", "k", "--yes"]).is(0, "", "");
+        assert_eq!(holder.finish().status.code(), Some(76));
+        waiter.finish().is(0, "in\n", "");
+        let code = locks.run(&["doctor"]).status.code();
+        assert!(code <= Some(1), "{code:?}");
+        at("nobody:n0").run(&["run", "k", "--", "true"]).says(77, &["Permissions Violation", "README"]);
+        for login in ["locks:wrong", "t0ken"] {
+            let done = at(login).run(&["run", "k", "--", "true"]);
+            done.says(77, &["Authorization Violation"]);
+            assert!(!done.stderr.contains(login), "{done:#?}");
+        }
+    });
+}
+
+#[test]
+fn a_token_an_nkey_and_a_certificate_let_one_in() {
+    if !has(NATS) {
+        return;
+    }
+    let token = Server::start(NATS, "authorization { token: t0ken }");
+    let at = |server: &Server, login: &str| Store::new().at_url(&server.url().replace("//", &format!("//{login}")));
+    at(&token, "t0ken@").run(&["run", "k", "--", "echo", "in"]).is(0, "in\n", "");
+    at(&token, "").run(&["run", "k", "--", "echo", "in"]).says(77, &["Authorization Violation"]);
+    // The example of the documentation of nkeys.
+    let public = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
+    let nkey = Server::start(NATS, &format!("authorization {{ users: [ {{ nkey: {public} }} ] }}"));
+    let store = Store::new();
+    fs::write(store.path("seed"), "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY\n").expect("a file");
+    let url = format!("{}?nkey={}", nkey.url(), store.path("seed").display());
+    store.run(&["-S", &url, "run", "k", "--", "echo", "in"]).is(0, "in\n", "");
+    at(&nkey, "").run(&["run", "k", "--", "echo", "in"]).says(77, &["Authorization Violation"]);
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn tls_is_spoken_with_whom_we_trust_and_a_certificate_may_be_the_login() {
+    use crate::support::address::new_host;
+    use crate::support::redis::tls::certify;
+
+    on_both(|program| {
+        let store = Store::new();
+        let host = new_host();
+        certify(store.dir.path(), &format!("IP:{host}"));
+        let file = |name: &str| store.path(name).display().to_string();
+        let tls = format!(
+            "tls {{ cert_file: \"{}\", key_file: \"{}\", ca_file: \"{}\", verify: true }}",
+            file("server.pem"),
+            file("server.key"),
+            file("ca.pem")
+        );
+        let server = Server::start_at(program, &host, &tls);
+        let url = |ca: &str| {
+            let url = server.url().replace("nats:", "nats+tls:");
+            format!("{url}?ca={}&cert={}&key={}", file(ca), file("client.pem"), file("client.key"))
+        };
+        let run = |url: &str| store.run(&["-S", url, "--store-timeout", "1", "run", "k", "--", "echo", "in"]);
+        run(&url("ca.pem")).is(0, "in\n", "");
+        run(&url("other.pem")).says(77, &["by nobody whom we trust", "?ca=FILE"]);
+        let done = run(&format!("{}?ca={}", server.url().replace("nats:", "nats+tls:"), file("ca.pem")));
+        // An old one calls a certificate that is not there a bad one.
+        done.says(77, &[if program == NATS { "wants to see a certificate of ours" } else { "it refuses us" }]);
+        run(&server.url()).says(77, &["by nobody whom we trust"]);
+    });
+}
