@@ -70,7 +70,7 @@ fn slots_let_that_many_in_and_never_more(store: &Store) {
     let journal = Journal::new(store);
     together(12, |process| {
         for time in 0..8 {
-            let script = journal.visit(&format!("{process}.{time}"), "sleep 0.01");
+            let script = journal.visit(&format!("{process}.{time}"), "sleep 0.03");
             locked(store, "k", &["--slots", "3"], &script).is(0, "", "");
         }
     });
