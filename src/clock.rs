@@ -17,6 +17,14 @@ const DRIFT: u32 = 100;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Moment);
 
+/// A random part of a span, so that those who collided do not meet again; all of it, where there are no random bytes.
+#[must_use]
+pub fn some_of(span: Duration) -> Duration {
+    let mut byte = [u8::MAX];
+    let _ = getrandom::fill(&mut byte);
+    span * u32::from(byte[0]) / u32::from(u8::MAX)
+}
+
 impl Moment {
     /// Now.
     ///

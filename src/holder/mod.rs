@@ -11,7 +11,7 @@ use std::{fmt, io, thread};
 
 use nix::sys::signal::Signal;
 
-use crate::clock::{Deadline, Moment};
+use crate::clock::{Deadline, Moment, some_of};
 use crate::event::Event;
 use crate::model::{Ending, Fence, Grant, Hold, Key, LeaseId, LevelId, Refusal, Released};
 use crate::store::{Store, StoreError, Trouble};
@@ -113,9 +113,7 @@ pub fn gave_up(error: &StoreError, patience: Duration) -> StoreError {
 
 /// Leaves a store that erred alone for a random while, so that many do not ask again at once.
 pub fn pause(at_most: Duration) {
-    let mut byte = [0];
-    let _ = getrandom::fill(&mut byte);
-    thread::sleep(at_most / 2 + at_most / 2 * u32::from(byte[0]) / 256);
+    thread::sleep(at_most / 2 + some_of(at_most / 2));
 }
 
 impl Lease {

@@ -34,6 +34,12 @@ impl Stream {
             Self::Tls(stream) => &mut stream.sock,
         }
     }
+
+    /// Whether others could hear what is said: it goes to an address that is not loopback.
+    pub(super) fn is_from_outside(&mut self) -> bool {
+        let peer = self.wire().socket.peer_addr().ok().and_then(|peer| peer.as_socket());
+        peer.is_some_and(|peer| !peer.ip().to_canonical().is_loopback())
+    }
 }
 
 impl Read for Stream {
@@ -62,6 +68,12 @@ impl Write for Stream {
 }
 
 impl Wire {
+    /// One that has so much time, and that nobody hurries.
+    #[cfg(any(feature = "nats", feature = "postgres"))]
+    pub(super) fn over(socket: Socket, until: Moment) -> Self {
+        Self { socket, until, hurry: Hurry::default() }
+    }
+
     /// Waits until there is something to read, or an end of it; no if there is nothing for `span`.
     pub(super) fn is_readable(&self, span: Duration) -> bool {
         self.is_readable_unless(None, span)

@@ -6,15 +6,13 @@ use std::io::{self, Read as _, Write as _};
 use std::time::Duration;
 
 use serde::Deserialize;
-use socket2::Socket;
 
 use super::address::Address;
 use super::login::{self, TlsConfig};
 use super::trouble::Failure;
 use crate::clock::Moment;
-use crate::store::hurry::Hurry;
 use crate::store::socket::Endpoint;
-use crate::store::wire::{Stream, Wire};
+use crate::store::wire::Stream;
 
 /// How long a line of the protocol may be: what a server says of itself names all servers of its cluster.
 const LONGEST_LINE: usize = 1 << 20;
@@ -357,21 +355,6 @@ impl Connection {
             }
         }
     }
-
-    /// Whether it came from outside of this machine, or could have: over an address that is not loopback.
-    pub(super) fn is_from_outside(&mut self) -> bool {
-        let peer = self.stream.wire().socket.peer_addr().ok().and_then(|peer| peer.as_socket());
-        peer.is_some_and(|peer| !peer.ip().to_canonical().is_loopback())
-    }
-
-    pub(super) fn is_encrypted(&self) -> bool {
-        matches!(self.stream, Stream::Tls(_))
-    }
-}
-
-/// A stream over a socket.
-pub(super) fn wire(socket: Socket, until: Moment) -> Wire {
-    Wire { socket, until, hurry: Hurry::default() }
 }
 
 pub(super) fn io_failure(error: io::Error) -> Failure {

@@ -7,11 +7,12 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::bucket::{self, Peer, StreamInfo};
-use super::connection::{Connection, Info, plain, wire};
+use super::connection::{Connection, Info, plain};
 use super::{Failure, NatsRegister};
 use crate::clock::Moment;
 use crate::model::Stamp;
 use crate::store::socket::Endpoint;
+use crate::store::wire::{Stream, Wire};
 use crate::store::{Examination, Finding};
 
 /// The oldest version that dlock is made for, and the newest that it was tested with.
@@ -74,7 +75,7 @@ impl NatsRegister {
             bucket: bucket.name.clone(),
             stream: bucket::judge(&replies[0], &self.address)?,
             sync_interval: sync_interval(&connection.server),
-            is_open: connection.is_from_outside() && !connection.is_encrypted(),
+            is_open: connection.stream.is_from_outside() && !matches!(connection.stream, Stream::Tls(_)),
         })
     }
 
@@ -103,7 +104,7 @@ fn sync_interval(server: &Endpoint) -> Option<u64> {
     let Endpoint::Tcp(host, port) = server else { return None };
     let until = Moment::now().after(MONITOR_WITHIN);
     let monitor = Endpoint::Tcp(host.clone(), port.checked_add(MONITOR)?);
-    let mut wire = wire(monitor.connect(until).ok()?, until);
+    let mut wire = Wire::over(monitor.connect(until).ok()?, until);
     wire.write_all(format!("GET /varz HTTP/1.0\r\nHost: {host}\r\n\r\n").as_bytes()).ok()?;
     let mut answer = String::new();
     wire.read_to_string(&mut answer).ok()?;

@@ -10,13 +10,13 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::{Map, Value, json};
 
 use super::address::{Access, Address};
-use super::connection::{Connection, Received, io_failure, wire};
+use super::connection::{Connection, Received, io_failure};
 use super::nkey::Seed;
 use super::trouble::Failure;
 use crate::clock::Moment;
 use crate::store::socket::Endpoint;
 use crate::store::tls;
-use crate::store::wire::Stream;
+use crate::store::wire::{Stream, Wire};
 
 /// The settings for TLS, read once.
 #[derive(Debug, Default)]
@@ -39,7 +39,7 @@ pub(super) fn connect(
     config: &TlsConfig,
     until: Moment,
 ) -> Result<Connection, Failure> {
-    let socket = wire(server.connect(until).map_err(io_failure)?, until);
+    let socket = Wire::over(server.connect(until).map_err(io_failure)?, until);
     let mut stream = Stream::Plain(socket);
     if address.tls_first {
         stream = secured(stream, server, address, config)?;

@@ -21,7 +21,7 @@ use super::connection::{Connection, Request, plain};
 use super::trouble::{Failure, Refusal};
 use super::value::{Life, Reading, Value, dated};
 use super::{Heard, NatsRegister, lock};
-use crate::clock::Moment;
+use crate::clock::{Moment, some_of};
 use crate::model::{Clock, Key, LevelId, Record, Stamp, Standing};
 
 /// Whoever lost a swap waits for a random part of this, more each time up to so many times as much. A renewal does not.
@@ -340,12 +340,4 @@ fn sign_alone(me: LevelId, reading: &Reading, record: &Record) -> Option<Stamp> 
     // One that ends sooner than the one before would not count beside it.
     (as_before == reading.seen && reading.kept.is_some() && !reading.is_moved).then_some(())?;
     record.queue[at].until.filter(|until| Some(*until) >= as_before.queue[at].until)
-}
-
-/// A random part of a span: those who collided do not meet again.
-fn some_of(span: Duration) -> Duration {
-    let mut random = [0];
-    // Without random numbers it is the whole of it.
-    let _ = getrandom::fill(&mut random).inspect_err(|_| random[0] = u8::MAX);
-    span * u32::from(random[0]) / u32::from(u8::MAX)
 }

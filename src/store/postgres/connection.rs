@@ -10,16 +10,14 @@ use fallible_iterator::FallibleIterator as _;
 use postgres_protocol::IsNull;
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
-use socket2::Socket;
 
 use super::address::Address;
 use super::login;
 use super::tls::TlsConfig;
 use super::trouble::{Failure, Refusal};
 use crate::clock::Moment;
-use crate::store::hurry::Hurry;
 use crate::store::socket::Endpoint;
-use crate::store::wire::{Stream, Wire};
+use crate::store::wire::Stream;
 
 /// How long the answer to one request may be. A record with 10,000 waiters has some 4 MiB.
 const LARGEST: usize = 64 << 20;
@@ -319,21 +317,6 @@ impl Connection {
     pub(super) fn roll_back(&mut self, until: Moment) -> bool {
         self.state == IDLE || self.state != 0 && self.ask(&[plain("ROLLBACK")], until).is_ok()
     }
-
-    /// Whether it came from outside of this machine, or could have: over an address that is not loopback.
-    pub(super) fn is_from_outside(&mut self) -> bool {
-        let peer = self.stream.wire().socket.peer_addr().ok().and_then(|peer| peer.as_socket());
-        peer.is_some_and(|peer| !peer.ip().to_canonical().is_loopback())
-    }
-
-    pub(super) fn is_encrypted(&self) -> bool {
-        matches!(self.stream, Stream::Tls(_))
-    }
-}
-
-/// A stream over a socket.
-pub(super) fn wire(socket: Socket, until: Moment) -> Wire {
-    Wire { socket, until, hurry: Hurry::default() }
 }
 
 pub(super) fn failure(error: io::Error) -> Failure {

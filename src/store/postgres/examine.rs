@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::PostgresRegister;
 use super::connection::{Connection, plain, with};
 use super::trouble::Failure;
+use crate::store::wire::Stream;
 use crate::store::{Examination, Finding};
 
 /// The oldest version that dlock is made for, and the newest that it was tested with.
@@ -94,7 +95,7 @@ impl PostgresRegister {
             standbys: number(1),
             clients: number(2),
             is_deaf: self.is_deaf(),
-            is_open: connection.is_from_outside() && !connection.is_encrypted(),
+            is_open: connection.stream.is_from_outside() && !matches!(connection.stream, Stream::Tls(_)),
             has_tables: tables.value(0) == Some("t"),
             may_use: tables.value(1) == Some("t"),
             may_make: tables.value(2) == Some("t"),

@@ -13,7 +13,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 
 use super::address::{Address, Binding, Mode};
-use super::connection::{Connection, failure, wire};
+use super::connection::{Connection, failure};
 use super::tls::{TlsConfig, end_point};
 use super::trouble::{Failure, Refusal};
 use crate::clock::Moment;
@@ -54,7 +54,7 @@ fn connect_with(
     tls: bool,
     until: Moment,
 ) -> Result<Connection, Failure> {
-    let socket = wire(server.connect(until).map_err(failure)?, until);
+    let socket = Wire::over(server.connect(until).map_err(failure)?, until);
     let stream = match (tls, server) {
         (true, Endpoint::Tcp(host, _)) => secured(socket, host, address, config)?,
         _ => Stream::Plain(socket),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::node::{Node, spawn};
 use super::tally::Tally;
 use super::{Quorum, Voter};
-use crate::clock::Moment;
+use crate::clock::{Moment, some_of};
 use crate::model::{Answer, Key, LevelId};
 use crate::store::{Store as _, StoreError, Trouble, Watch};
 
@@ -49,13 +49,6 @@ struct Sleeper {
 /// Leaves others alone for a random while.
 pub(super) fn pause(at_most: Duration) {
     thread::sleep(some_of(at_most));
-}
-
-/// A random part of a span; all of it, where there are no random bytes.
-fn some_of(span: Duration) -> Duration {
-    let mut byte = [u8::MAX];
-    let _ = getrandom::fill(&mut byte);
-    span * u32::from(byte[0]) / u32::from(u8::MAX)
 }
 
 impl Quorum {

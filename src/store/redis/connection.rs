@@ -30,7 +30,7 @@ const TICK: Duration = Duration::from_millis(3);
 pub(super) struct Connection {
     /// To whom.
     pub(super) server: Endpoint,
-    stream: Stream,
+    pub(super) stream: Stream,
     parser: Parser,
     /// How much memory the replies to the last request may still need.
     room: usize,
@@ -95,12 +95,6 @@ impl Connection {
             },
             _ => Ok(()),
         }
-    }
-
-    /// Whether it came from outside of this machine, or could have: over an address that is not loopback.
-    pub(super) fn is_from_outside(&mut self) -> bool {
-        let peer = self.stream.wire().socket.peer_addr().ok().and_then(|peer| peer.as_socket());
-        peer.is_some_and(|peer| !peer.ip().to_canonical().is_loopback())
     }
 
     /// Whether it can be used again: it ends while nobody asks when its server is restarted, and what can be read

@@ -97,7 +97,7 @@ impl RedisStore {
         let until = Moment::now().after(self.patience);
         let pool = &self.router.pool;
         let mut ours = pool.take_idle(server, 0).map_or_else(|| pool.open(server, until), Ok)?;
-        if !ours.is_from_outside() {
+        if !ours.stream.is_from_outside() {
             return Ok(None);
         }
         let opened =
