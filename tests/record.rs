@@ -154,9 +154,15 @@ fn what_is_no_record_is_corrupt() {
         let read = Record::decode(&key(), bytes);
         assert!(matches!(read, Err(RecordError::Corrupt(_))), "{read:?} from {:?}", String::from_utf8_lossy(bytes));
     }
-    for (place, odd) in
-        [("/fence", json!(-1)), ("/holders/0/lease", json!("07")), ("/queue/0/mode", json!({ "slots": 0 }))]
-    {
+    for (place, odd) in [
+        ("/fence", json!(-1)),
+        // They could not rise any more.
+        ("/fence", json!(u64::MAX)),
+        ("/last_ticket", json!(u64::MAX)),
+        ("/counters/grants", json!(u64::MAX)),
+        ("/holders/0/lease", json!("07")),
+        ("/queue/0/mode", json!({ "slots": 0 })),
+    ] {
         let mut value = written(&full());
         *value.pointer_mut(place).expect("a full record has it") = odd;
         assert!(matches!(read(&value), Err(RecordError::Corrupt(_))), "{place}");

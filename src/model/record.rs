@@ -257,10 +257,17 @@ impl Record {
         };
         match (layout, record) {
             (Some(layout), _) if layout > LAYOUT => Err(RecordError::Newer(layout)),
-            (_, Ok(record)) if record.key == *key => Ok(record),
+            (_, Ok(record)) if record.key == *key && !record.counts_too_far() => Ok(record),
+            (_, Ok(record)) if record.key == *key => Err(RecordError::Corrupt("its numbers are none of ours".into())),
             (_, Ok(record)) => Err(RecordError::Corrupt(format!("it is the record of '{}'", record.key))),
             (_, Err(error)) => Err(RecordError::Corrupt(error.to_string())),
         }
+    }
+
+    /// Whether one of the numbers that only rise is farther than it ever gets, so that it could not rise any more.
+    fn counts_too_far(&self) -> bool {
+        let Counters { grants, expiries, evictions, .. } = self.counters;
+        [self.fence.0, self.last_ticket, grants, expiries, evictions].into_iter().any(|count| count > u64::MAX >> 1)
     }
 
     /// Writes a record.

@@ -64,6 +64,10 @@ fn a_token_an_nkey_and_a_certificate_let_one_in() {
     let url = format!("{}?nkey={}", nkey.url(), store.path("seed").display());
     store.run(&["-S", &url, "run", "k", "--", "echo", "in"]).is(0, "in\n", "");
     at(&nkey, "").run(&["run", "k", "--", "echo", "in"]).says(77, &["Authorization Violation"]);
+    // A pipe that nobody writes to would be waited for without an end.
+    nix::unistd::mkfifo(&store.path("pipe"), nix::sys::stat::Mode::S_IRUSR).expect("a pipe");
+    let piped = format!("{}?nkey={}", nkey.url(), store.path("pipe").display());
+    store.run(&["-S", &piped, "run", "k", "--", "echo", "in"]).says(78, &["it is no file"]);
 }
 
 #[cfg(feature = "redis")]

@@ -92,9 +92,17 @@ fn signs_of_life_do_not_touch_the_record() {
     let until = |store: &Store| store.status("k")["queue"][0]["until"].as_str().map(str::to_owned);
     let kept = store.sql("SELECT (record->'queue'->0->>'until')::bigint < (SELECT until FROM TABLE_life) FROM TABLE");
     assert_eq!(kept, "t", "{:?}", until(&store));
+    let address = PostgresAddress::parse(store.url(), "/".as_ref()).expect("a URL");
+    let table = Ledger::new(PostgresRegister::new(&address, true, WITHIN));
+    let key = Key::parse("k").expect("a key");
+    let seen = || table.inspect(&key).expect("it answers").expect("a record").queue[0].until;
+    let good_until = seen();
+    // What is none does not hide it.
+    store.sql("INSERT INTO TABLE_life VALUES ('k', '00', -1)");
+    assert_eq!(seen(), good_until);
     holder.finish().is(0, "", "");
     waiter.finish().is(0, "in\n", "");
-    assert_eq!(store.sql("SELECT count(*) FROM TABLE_life"), "0");
+    assert_eq!(store.sql("SELECT lease FROM TABLE_life"), "00");
 }
 
 /// Takes a key and gives it back, so often.

@@ -113,6 +113,10 @@ fn introduction(address: &Address, nonce: Option<&str>) -> Result<Map<String, Va
 }
 
 fn read(file: &Path) -> Result<String, Failure> {
+    // Whoever reads from a pipe waits for the one who writes, and this has an end in time.
+    if std::fs::metadata(file).is_ok_and(|found| !found.is_file()) {
+        return Err(bad(file, "it is no file"));
+    }
     std::fs::read_to_string(file)
         .map_err(|error| Failure::Settings(format!("cannot read '{}': {}", file.display(), crate::sys::words(&error))))
 }

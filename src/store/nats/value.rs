@@ -110,9 +110,10 @@ impl Life {
     pub(super) fn read(value: Option<&Value>, clock: &str, now: Stamp) -> Self {
         let Some(value) = value else { return Self::default() };
         let ahead = dated(&value.headers, clock, now).unwrap_or_default();
-        let signs: HashMap<String, u64> = serde_json::from_slice(&value.payload).unwrap_or_default();
-        let sign = |(lease, until): (String, u64)| {
-            Some((LevelId::parse(&lease).ok()?, Stamp::from_micros(until).moved(ahead)))
+        let signs: HashMap<String, serde_json::Value> = serde_json::from_slice(&value.payload).unwrap_or_default();
+        // What is no sign of life does not hide those of others.
+        let sign = |(lease, until): (String, serde_json::Value)| {
+            Some((LevelId::parse(&lease).ok()?, Stamp::from_micros(until.as_u64()?).moved(ahead)))
         };
         Self { signs: signs.into_iter().filter_map(sign).collect(), sequence: value.sequence }
     }

@@ -158,6 +158,9 @@ impl Table {
                 "a prefix names a table, or 'SCHEMA.TABLE': small letters, digits and '_', at most 40 each".into()
             );
         }
+        if prefix.ends_with("_life") {
+            return Err("a prefix does not end in '_life', as the other table of a store does".into());
+        }
         Ok(Self { prefix: prefix.to_owned() })
     }
 

@@ -22,6 +22,9 @@ use crate::store::wire::Stream;
 /// How long the answer to one request may be. A record with 10,000 waiters has some 4 MiB.
 const LARGEST: usize = 64 << 20;
 
+/// How long the answer to all requests of one round trip may be: the records of very many keys.
+const LARGEST_IN_ALL: usize = 512 << 20;
+
 /// How many messages are kept for whoever listens. Who has so many has to look anyway.
 const MOST_NOTES: usize = 10_000;
 
@@ -139,10 +142,16 @@ impl Connection {
         let mut done = Vec::with_capacity(statements.len());
         let mut current = Done::default();
         let mut refused = None;
+        let mut size = 0;
         loop {
             match self.receive(until) {
                 Ok(Message::DataRow(row)) => {
                     let bytes = row.buffer();
+                    size += bytes.len();
+                    if size > LARGEST_IN_ALL {
+                        self.state = 0;
+                        return Err(Failure::Garbage);
+                    }
                     let text = |range: Option<std::ops::Range<usize>>| {
                         range.map(|range| String::from_utf8_lossy(&bytes[range]).into_owned())
                     };
@@ -244,7 +253,9 @@ impl Connection {
             }
             Message::ParameterStatus(body) => {
                 let (Ok(name), Ok(value)) = (body.name(), body.value()) else { return Err(Failure::Garbage) };
-                self.parameters.insert(name.to_owned(), value.to_owned());
+                if self.parameters.len() < MOST_NOTES {
+                    self.parameters.insert(name.to_owned(), value.to_owned());
+                }
             }
             Message::NoticeResponse(_) => {}
             answer => return Ok(Some(answer)),

@@ -21,7 +21,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub use address::Address as PostgresAddress;
 use connection::{Connection, Done, Statement, plain, with};
@@ -189,11 +189,12 @@ impl PostgresRegister {
         };
         let kept = record.map(decode).transpose()?;
         let mut seen = kept.clone().unwrap_or_else(|| Record::new(key.clone()));
-        let signs: HashMap<String, u64> = life.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-        let signs: HashMap<LevelId, Stamp> = signs
-            .into_iter()
-            .filter_map(|(lease, until)| Some((LevelId::parse(&lease).ok()?, Stamp::from_micros(until))))
-            .collect();
+        let signs: HashMap<String, Value> = life.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        // What is no sign of life does not hide those of others.
+        let sign = |(lease, until): (&String, &Value)| {
+            Some((LevelId::parse(lease).ok()?, Stamp::from_micros(until.as_u64()?)))
+        };
+        let signs: HashMap<LevelId, Stamp> = signs.iter().filter_map(sign).collect();
         for waiter in &mut seen.queue {
             waiter.until = waiter.until.map(|until| until.max(signs.get(&waiter.lease).copied().unwrap_or(until)));
         }

@@ -408,6 +408,7 @@ mod tests {
             ("postgres://u:secret@[::1", "']'"),
             ("postgres://u:secret@h?target_session_attrs=standby", "no locks"),
             ("postgres://u:secret@h?prefix=a-b", "names a table"),
+            ("postgres://u:secret@h?prefix=a_life", "_life"),
         ] {
             let why = parse(text).expect_err(text);
             assert!(why.contains(words) && !why.contains("cret"), "{text}: {why}");

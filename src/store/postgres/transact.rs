@@ -9,11 +9,14 @@ use super::connection::{Connection, Done, Statement, plain, with};
 use super::table::{self, BEGIN, LIMITS};
 use super::trouble::{Failure, shown};
 use super::{PostgresRegister, Reading, lock};
-use crate::clock::Moment;
+use crate::clock::{Moment, some_of};
 use crate::model::{Clock, Key, LevelId, Record, Stamp, Standing};
 
 /// How long the server waits for us in a transaction.
 const IDLE: Duration = Duration::from_millis(900);
+
+/// Whoever lost against others waits for a random part of this, more each time up to so many times as much.
+const PAUSE: (Duration, u32) = (Duration::from_millis(4), 16);
 
 /// How many connections without an answer are kept at most.
 const MAX_STUCK: usize = 8;
@@ -40,6 +43,7 @@ impl PostgresRegister {
         mut change: impl FnMut(&mut Record, &dyn Clock) -> T,
     ) -> Result<T, Failure> {
         let mut makes = self.makes;
+        let mut lost = 0;
         loop {
             match self.attempt(key, me, until, &mut change) {
                 Ok(Some(answer)) => {
@@ -47,9 +51,10 @@ impl PostgresRegister {
                     lock(&self.stuck).retain(|stuck| Some(stuck.level) != me || stuck.key != *key);
                     return Ok(answer);
                 }
-                Ok(None) => {}
+                Ok(None) => pause_after(&mut lost, until),
                 Err(failure) if failure.is_collision() => {
                     log::debug!("{}; once more", self.error(failure));
+                    pause_after(&mut lost, until);
                 }
                 Err(failure) if failure.is_missing_table() && makes => {
                     self.make_tables(until)?;
@@ -231,6 +236,12 @@ impl PostgresRegister {
             done => done.map(drop),
         }
     }
+}
+
+/// Leaves others alone for a random while, a longer one each time that they were faster.
+fn pause_after(lost: &mut u32, until: Moment) {
+    std::thread::sleep(some_of(PAUSE.0 * *lost).min(until.left()));
+    *lost = PAUSE.1.min(*lost + 1);
 }
 
 /// The new end of our sign of life, if nothing else is new.

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use super::connection::{Connection, Note, with};
+use super::connection::{Connection, Note, plain, with};
+use super::table::BEGIN;
 use super::trouble::Failure;
 use super::{PostgresRegister, Reading};
 use crate::clock::Moment;
@@ -139,7 +140,7 @@ impl PostgresRegister {
 
     fn sign(&self, connection: &mut Connection, key: &Key, me: LevelId, until: Stamp) -> Result<(), Failure> {
         let values = [key.as_str().into(), me.secret(), until.micros().to_string()];
-        connection.ask(&[with(&self.statements.sign, values)], self.until()).map(drop)
+        connection.ask(&[plain(BEGIN), with(&self.statements.sign, values), plain("COMMIT")], self.until()).map(drop)
     }
 }
 
