@@ -115,6 +115,7 @@ fn a_time_that_is_forgotten_or_never_was_is_missing(store: &Store) {
     store.run(&["run", "k", "--", "false"]).is(1, "", "");
     store.run(&["run", "k", "--", "sh", "-c", "kill -9 $$"]);
     let second = success().expect("it is known");
+    assert!(second == first || is_quorum(store), "what went wrong since changes nothing: {first} {second}");
     // Nodes of a quorum hear of it one after the other, and another one may tell.
     let apart = |later: &str| later.parse::<f64>().expect("seconds") - first.parse::<f64>().expect("seconds");
     assert!(apart(&second).abs() < 0.005, "what went wrong since changes nothing: {first} {second}");
@@ -125,6 +126,10 @@ fn a_time_that_is_forgotten_or_never_was_is_missing(store: &Store) {
     let names = ["dlock_held", "dlock_holders", "dlock_waiting", "dlock_held_seconds", "dlock_oldest_wait_seconds"];
     assert_eq!(names.map(|name| &*free[name]), ["0", "0", "0", "0.000000", "0.000000"]);
     assert!(!free.contains_key("dlock_ttl_left_seconds"), "{free:?}");
+}
+
+fn is_quorum(store: &Store) -> bool {
+    store.url().starts_with("redis+quorum")
 }
 
 fn what_ended_by_itself_or_was_taken_is_counted(store: &Store) {
@@ -138,7 +143,10 @@ fn what_ended_by_itself_or_was_taken_is_counted(store: &Store) {
     // A node of a quorum that has not answered yet may have anything.
     wait_for("the end of the run", || {
         now = values(&text(store, &[]), "k");
-        ["dlock_held", "dlock_holders", "dlock_held_seconds"].map(|name| &*now[name]) == ["1", "0", "0.000000"]
+        let is_so =
+            ["dlock_held", "dlock_holders", "dlock_held_seconds"].map(|name| &*now[name]) == ["1", "0", "0.000000"];
+        assert!(is_so || is_quorum(store), "elsewhere it is so at once: {now:?}");
+        is_so
     });
     let counts = ["dlock_grants_total", "dlock_expiries_total", "dlock_evictions_total"];
     assert_eq!(counts.map(|name| &*now[name]), ["3", "1", "1"]);
