@@ -62,7 +62,7 @@ impl Register for Memory {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { shared: true, slots: true, fifo: true, beats: true }
+        Capabilities { shared: true, slots: true, fifo: true, beats: true, least_ttl: Duration::ZERO }
     }
 
     fn transact<T>(

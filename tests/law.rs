@@ -1,6 +1,6 @@
 //! The law of leases under virtual time: whatever happens to a key, in whatever order, each rule holds.
 
-#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 pub(crate) mod differential;
 mod examples;
 mod rules;

@@ -41,7 +41,7 @@ pub(super) fn acquire(acquire: cli::Acquire, settings: &Settings) -> Result<Endi
         // To wait would be to wait for ourselves.
         return Ok(asking::refused(&terms, Refusal::TooDeep(0)).0);
     }
-    let ask = asking::ask(&terms)?;
+    let ask = asking::ask(&terms, &*store)?;
     let meanwhile = || waiting::show(settings, &terms.key, ask.lease);
     match holder::acquire(&store, &terms.key, &ask, terms.limits, (&sender, &events), &meanwhile)? {
         Acquired::Lease(lease) => {

@@ -17,8 +17,18 @@ pub(super) fn check(terms: &Terms, store: &dyn Store) -> Result<(), Failure> {
     Err(Failure::new(Code::Config, format_args!("{} cannot hold a key as {}", store.describe(), terms.mode)))
 }
 
+/// How long a lease lives that is to live for this long, where the store makes none that are shorter.
+pub(super) fn ttl(wanted: Duration, store: &dyn Store) -> Duration {
+    let least = store.capabilities().least_ttl;
+    if wanted < least {
+        let [wanted, least] = [wanted, least].map(humantime::format_duration);
+        log::info!("a lease of {wanted} lives for {least}: {} makes none that is shorter", store.describe());
+    }
+    wanted.max(least)
+}
+
 /// The question to the store, for a new lease that nobody attends to.
-pub(super) fn ask(terms: &Terms) -> Result<Ask, Failure> {
+pub(super) fn ask(terms: &Terms, store: &dyn Store) -> Result<Ask, Failure> {
     let lease = holder::new_lease_id().map_err(|error| Failure::os("cannot make a lease id", &error))?;
     let patience = match terms.limits.wait {
         Some(Duration::ZERO) => Patience::None,
@@ -30,7 +40,7 @@ pub(super) fn ask(terms: &Terms) -> Result<Ask, Failure> {
         lease,
         level: lease,
         mode: terms.mode,
-        ttl: Some(terms.ttl),
+        ttl: Some(ttl(terms.ttl, store)),
         patience,
         if_fence: terms.if_fence,
         proposal: None,

@@ -57,7 +57,7 @@ impl Ready {
     ) -> Result<Result<Lease, Ending>, Failure> {
         asking::check(&plan.terms, &**store)?;
         let key = &plan.terms.key;
-        let ask = Ask { max_reentry: plan.max_reentry, attended: true, ..asking::ask(&plan.terms)? };
+        let ask = Ask { max_reentry: plan.max_reentry, attended: true, ..asking::ask(&plan.terms, &**store)? };
         let ask = Ask { lease: held.lease(store.identity(), key).unwrap_or(ask.lease), ..ask };
         let channel = (&self.sender, &self.events);
         let meanwhile = || waiting::show(settings, key, ask.lease);

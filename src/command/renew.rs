@@ -1,6 +1,6 @@
 //! `dlock renew`: extends a lease of `acquire`.
 
-use super::mine;
+use super::{asking, mine};
 use crate::cli;
 use crate::config::{self, Settings};
 use crate::exit::{Ending, Failure};
@@ -13,6 +13,7 @@ pub(super) fn renew(renew: &cli::Renew, settings: &Settings) -> Result<Ending, F
     let (key, lease) = config::mine(&renew.mine)?;
     let ttl = settings.ttl(renew.ttl.as_deref())?.value;
     let store = super::open(settings, Intent::Look)?;
+    let ttl = asking::ttl(ttl, &*store);
     if !mine::is_script_held(settings, &*store, &key, lease)? {
         return Ok(mine::not_yours(&key, lease));
     }

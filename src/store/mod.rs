@@ -4,11 +4,15 @@
 //! changes it as a whole; [`Ledger`] makes a `Store` of it by running the law of [`crate::model`] inside
 //! [`Register::transact`].
 
+#[cfg(feature = "etcd")]
+mod etcd;
 mod examine;
 mod file;
-#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 mod hurry;
 mod ledger;
+#[cfg(any(feature = "etcd", feature = "nats"))]
+mod location;
 #[cfg(feature = "nats")]
 mod nats;
 #[cfg(feature = "redis")]
@@ -26,20 +30,24 @@ mod redis;
 mod registry;
 #[cfg(feature = "redis")]
 mod ring;
-#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 mod socket;
-#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 mod tls;
-#[cfg(any(feature = "nats", feature = "postgres"))]
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres"))]
 mod turn;
-#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 mod wire;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::OwnedFd;
+#[cfg(feature = "etcd")]
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+#[cfg(feature = "etcd")]
+pub use etcd::{EtcdAddress, EtcdRegister};
 pub use examine::{Examination, Finding, Severity};
 pub use file::FileRegister;
 pub use ledger::Ledger;
@@ -272,6 +280,12 @@ pub trait Register: Send + Sync {
     fn sign_of_life(&self, level: LevelId) -> Result<Option<OwnedFd>, StoreError>;
 }
 
+/// What a thread that panicked left is as good as before, where no change of it takes two steps.
+#[cfg(feature = "etcd")]
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The answer to [`Store::inspect`] for one of many.
 pub type Inspected = Result<Option<Record>, StoreError>;
 
@@ -368,6 +382,8 @@ pub struct Capabilities {
     pub fifo: bool,
     /// Leases of `run` end unless renewed. Without it the store itself sees a holder die.
     pub beats: bool,
+    /// The shortest time that a lease lives.
+    pub least_ttl: Duration,
 }
 
 impl Capabilities {

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 #[cfg(feature = "redis")]
 use super::{Address, Node, Nodes, Quorum, RedisStore, Ring, Voter};
+#[cfg(feature = "etcd")]
+use super::{EtcdAddress, EtcdRegister};
 use super::{FileRegister, Ledger, Store, StoreError};
 #[cfg(feature = "redis")]
 use super::{List, Trouble};
@@ -36,6 +38,9 @@ pub enum Url {
     /// `nats://…`: a bucket in NATS JetStream.
     #[cfg(feature = "nats")]
     Nats(Box<NatsAddress>),
+    /// `etcd://…`: keys in etcd.
+    #[cfg(feature = "etcd")]
+    Etcd(Box<EtcdAddress>),
 }
 
 /// What this dlock was built with.
@@ -59,6 +64,8 @@ const KNOWN: &[&str] = &[
     "'postgres://HOST/DATABASE'",
     #[cfg(feature = "nats")]
     "'nats://HOST'",
+    #[cfg(feature = "etcd")]
+    "'etcd://HOST,HOST'",
 ];
 
 /// A text that names no store.
@@ -117,6 +124,11 @@ impl Url {
                 Ok(address) => Ok(Self::Postgres(Box::new(address))),
                 Err(words) => Err(BadUrl(format!("this '{scheme}:' URL is not good: {words}"))),
             },
+            #[cfg(feature = "etcd")]
+            "etcd" | "etcds" => match EtcdAddress::parse(text, here) {
+                Ok(address) => Ok(Self::Etcd(Box::new(address))),
+                Err(words) => Err(BadUrl(format!("this '{scheme}:' URL is not good: {words}"))),
+            },
             #[cfg(feature = "nats")]
             "nats" | "nats+tls" => match NatsAddress::parse(text, here) {
                 Ok(address) => Ok(Self::Nats(Box::new(address))),
@@ -141,6 +153,8 @@ impl Url {
             Self::Postgres(_) => None,
             #[cfg(feature = "nats")]
             Self::Nats(_) => None,
+            #[cfg(feature = "etcd")]
+            Self::Etcd(_) => None,
         }
     }
 
@@ -182,6 +196,8 @@ impl Url {
             Self::Postgres(address) => address.identity(),
             #[cfg(feature = "nats")]
             Self::Nats(address) => address.identity(),
+            #[cfg(feature = "etcd")]
+            Self::Etcd(address) => address.identity(),
         }
     }
 
@@ -204,6 +220,8 @@ impl Url {
             Self::Postgres(address) => address.text().into(),
             #[cfg(feature = "nats")]
             Self::Nats(address) => address.text().into(),
+            #[cfg(feature = "etcd")]
+            Self::Etcd(address) => address.text().into(),
         }
     }
 }
@@ -222,7 +240,7 @@ pub enum Intent {
 /// # Errors
 /// [`StoreError`] if it is known at once that the store cannot be used.
 #[cfg_attr(
-    not(any(feature = "nats", feature = "postgres", feature = "redis")),
+    not(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis")),
     expect(unused_variables, reason = "the file store has limits of its own")
 )]
 pub fn open(url: &Url, intent: Intent, patience: Duration) -> Result<Arc<dyn Store>, StoreError> {
@@ -245,6 +263,8 @@ pub fn open(url: &Url, intent: Intent, patience: Duration) -> Result<Arc<dyn Sto
         }
         #[cfg(feature = "nats")]
         Url::Nats(address) => Ok(Arc::new(Ledger::new(NatsRegister::new(address, intent == Intent::Lock, patience)))),
+        #[cfg(feature = "etcd")]
+        Url::Etcd(address) => Ok(Arc::new(Ledger::new(EtcdRegister::new(address, patience)))),
     }
 }
 
@@ -308,6 +328,8 @@ impl fmt::Display for Url {
             Self::Postgres(address) => write!(f, "{address}"),
             #[cfg(feature = "nats")]
             Self::Nats(address) => write!(f, "{address}"),
+            #[cfg(feature = "etcd")]
+            Self::Etcd(address) => write!(f, "{address}"),
         }
     }
 }
@@ -336,6 +358,7 @@ mod tests {
             "redis+quorum://h1:1,u:x@h2:2,h3",
             "nats://u:x@h1,h2",
             "nats+tls://token@h",
+            "etcd://u:x@h1,h2",
         ] {
             assert!(Url::holds_password(text), "{text}");
         }

@@ -1,17 +1,25 @@
 //! TLS: whom to trust, and who we are. With `ring`, so that nothing but Rust and a C compiler builds it.
 
+#[cfg(feature = "etcd")]
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-#[cfg(feature = "redis")]
+#[cfg(any(feature = "etcd", feature = "redis"))]
 use std::sync::OnceLock;
 
 use rustls::client::WantsClientCert;
 use rustls::crypto::CryptoProvider;
+#[cfg(feature = "etcd")]
+use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
+#[cfg(feature = "etcd")]
+use rustls::{ClientConnection, StreamOwned};
 
 use super::Trouble;
+#[cfg(feature = "etcd")]
+use super::wire::{Stream, Wire};
 
 /// Files in PEM that TLS needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,11 +31,11 @@ pub(super) struct Tls {
 }
 
 /// The settings for TLS, read once.
-#[cfg(feature = "redis")]
+#[cfg(any(feature = "etcd", feature = "redis"))]
 #[derive(Debug, Default)]
 pub(super) struct TlsConfig(OnceLock<Arc<ClientConfig>>);
 
-#[cfg(feature = "redis")]
+#[cfg(any(feature = "etcd", feature = "redis"))]
 impl TlsConfig {
     /// The settings, from the files that `tls` names.
     ///
@@ -86,6 +94,18 @@ pub(super) fn roots(tls: &Tls) -> Result<RootCertStore, String> {
         roots.add(certificate).map_err(|error| format!("'{}': {error}", ca.display()))?;
     }
     Ok(roots)
+}
+
+/// Speaks TLS with whoever is at the other end, which has to have a certificate for this host.
+#[cfg(feature = "etcd")]
+pub(super) fn secured(mut wire: Wire, host: &str, config: Arc<ClientConfig>) -> io::Result<Stream> {
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|_| io::Error::other(format!("'{host}' is no name that a certificate can have")))?;
+    let mut session = ClientConnection::new(config, name).map_err(io::Error::other)?;
+    while session.is_handshaking() {
+        session.complete_io(&mut wire)?;
+    }
+    Ok(Stream::Tls(Box::new(StreamOwned::new(session, wire))))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {

@@ -69,7 +69,7 @@ impl Write for Stream {
 
 impl Wire {
     /// One that has so much time, and that nobody hurries.
-    #[cfg(any(feature = "nats", feature = "postgres"))]
+    #[cfg(any(feature = "etcd", feature = "nats", feature = "postgres"))]
     pub(super) fn over(socket: Socket, until: Moment) -> Self {
         Self { socket, until, hurry: Hurry::default() }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 use std::net::SocketAddrV4;
 use std::thread;
 use std::time::Duration;
@@ -67,7 +67,7 @@ pub(crate) fn open_files(pid: i32) -> Vec<String> {
 }
 
 /// The TCP connections of a process: its own address with the port, and the address of the other side.
-#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 pub(crate) fn local_addresses(pid: i32) -> Vec<(String, String)> {
     let files = open_files(pid);
     let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).expect("the process is there");
@@ -82,7 +82,7 @@ pub(crate) fn local_addresses(pid: i32) -> Vec<(String, String)> {
 }
 
 /// An address as the kernel lists it: four bytes in the machine's own order, and the port, in hexadecimal.
-#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 fn address(text: &str) -> Option<SocketAddrV4> {
     let (ip, port) = text.split_once(':')?;
     let ip = u32::from_str_radix(ip, 16).ok()?.to_ne_bytes();

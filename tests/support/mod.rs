@@ -2,7 +2,7 @@
 //! conditions to wait for.
 
 pub(crate) mod activity;
-#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 pub(crate) mod address;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) mod certificates;
@@ -327,7 +327,7 @@ impl Store {
     /// Waits until a holder listens to what becomes of its lease, which it does once its command has run for a
     /// while.
     #[cfg_attr(
-        not(any(feature = "nats", feature = "postgres", feature = "redis")),
+        not(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis")),
         expect(clippy::unused_self, reason = "it may be a server that knows")
     )]
     pub(crate) fn await_listening(&self, holder: &Running) {

@@ -1,11 +1,11 @@
 //! Commands that start a tree of processes, and what shows that nothing of it is left.
 
-#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 use std::fs::File;
-#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 use std::time::SystemTime;
 
-#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{Running, Store, is_alive};
@@ -41,7 +41,7 @@ impl Store {
     }
 
     /// Waits until nothing is left of a tree that is complete, and returns when that was.
-    #[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+    #[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
     pub(crate) fn await_end_of_tree(&self) -> SystemTime {
         let file = File::open(self.path("alone")).expect("the tree has opened it");
         let alone = Flock::lock(file, FlockArg::LockExclusive);

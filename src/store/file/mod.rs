@@ -188,7 +188,7 @@ impl Register for FileRegister {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { shared: true, slots: true, fifo: true, beats: false }
+        Capabilities { shared: true, slots: true, fifo: true, beats: false, least_ttl: Duration::ZERO }
     }
 
     fn transact<T>(

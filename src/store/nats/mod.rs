@@ -220,7 +220,7 @@ impl Register for NatsRegister {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { shared: true, slots: true, fifo: true, beats: true }
+        Capabilities { shared: true, slots: true, fifo: true, beats: true, least_ttl: Duration::ZERO }
     }
 
     fn transact<T>(

@@ -208,7 +208,7 @@ impl Store for Quorum {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { shared: false, slots: false, fifo: false, beats: true }
+        Capabilities { shared: false, slots: false, fifo: false, beats: true, least_ttl: Duration::ZERO }
     }
 
     fn acquire(&self, key: &Key, ask: &Ask, within: Duration) -> Result<Answer, StoreError> {

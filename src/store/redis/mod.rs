@@ -316,7 +316,7 @@ impl Store for RedisStore {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { shared: true, slots: true, fifo: true, beats: true }
+        Capabilities { shared: true, slots: true, fifo: true, beats: true, least_ttl: Duration::ZERO }
     }
 
     fn acquire(&self, key: &Key, ask: &Ask, within: Duration) -> Result<Answer, StoreError> {

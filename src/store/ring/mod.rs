@@ -132,7 +132,7 @@ impl Store for Ring {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let none = Capabilities { shared: true, slots: true, fifo: true, beats: true };
+        let none = Capabilities { shared: true, slots: true, fifo: true, beats: true, least_ttl: Duration::ZERO };
         self.nodes.first().map_or(none, |node| node.capabilities())
     }
 

@@ -1,0 +1,263 @@
+//! Where the members are, how one is let in, and what keys in etcd are called.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use crate::model::{Key, LeaseId, LevelId};
+use crate::store::location::{decode, host, parameters};
+use crate::store::socket::Endpoint;
+use crate::store::tls::Tls;
+
+/// The port for clients.
+const PORT: u16 = 2379;
+
+/// What may stand behind the `?`.
+const KNOWN: [&str; 4] = ["prefix", "ca", "cert", "key"];
+
+/// Parameters that are paths.
+const PATHS: [&str; 3] = ["ca", "cert", "key"];
+
+/// What of a value is written as it is.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.');
+
+/// What of a key's name does not stand for itself in etcd: a `/` does not, so that no key's names begin with another's.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
+
+/// The address of a store in etcd.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Address {
+    pub(super) hosts: Vec<Endpoint>,
+    pub(super) access: Option<Access>,
+    pub(super) secure: bool,
+    pub(super) tls: Tls,
+    /// What the names of all our keys begin with.
+    pub(super) prefix: String,
+    /// As it was written, paths made absolute.
+    text: String,
+}
+
+/// Who we are.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Access {
+    pub(super) user: String,
+    pub(super) password: String,
+}
+
+impl Address {
+    /// Reads a URL, `etcd://[USER:PASSWORD@]HOST[:PORT],…[?…]`. Relative paths in it start at `here`.
+    ///
+    /// # Errors
+    /// What is wrong with it, without any part that may be a password.
+    pub fn parse(text: &str, here: &Path) -> Result<Self, String> {
+        let (scheme, rest) = text.split_once("://").ok_or("it is written etcd://HOST")?;
+        if rest.contains('#') {
+            return Err("it has a '#', which is written %23 in a password".into());
+        }
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let mut parameters = parameters(query, &KNOWN, &PATHS, here)?;
+        let start = text.split('?').next().unwrap_or_default();
+        let pairs: Vec<String> =
+            parameters.iter().map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, PLAIN))).collect();
+        let text = if pairs.is_empty() { start.to_owned() } else { format!("{start}?{}", pairs.join("&")) };
+        let mut take = |name: &str| {
+            let at = parameters.iter().position(|(other, _)| other == name)?;
+            Some(parameters.swap_remove(at).1)
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (login, hosts) = rest.rsplit_once('@').map_or((None, rest), |(login, hosts)| (Some(login), hosts));
+        if rest.contains('/') {
+            return Err("behind the hosts there is nothing but '?': a '/' in a password is written %2F".into());
+        }
+        let access = match login.filter(|login| !login.is_empty()).map(|login| login.split_once(':')) {
+            None => None,
+            Some(Some((user, password))) if !user.is_empty() => {
+                Some(Access { user: decode(user)?, password: decode(password)? })
+            }
+            Some(_) => return Err("before the '@' there is a user, ':' and a password".into()),
+        };
+        let identity = match (take("cert"), take("key")) {
+            (Some(cert), Some(key)) => Some((cert.into(), key.into())),
+            (None, None) => None,
+            _ => return Err("'cert' and 'key' need each other".into()),
+        };
+        let tls = Tls { ca: take("ca").map(PathBuf::from), identity };
+        let secure = scheme == "etcds";
+        if !secure && tls != Tls::default() {
+            return Err("'ca', 'cert' and 'key' are for etcds://".into());
+        }
+        let prefix = take("prefix").map_or_else(|| Ok("dlock".into()), prefix)?;
+        let hosts = hosts.split(',').map(|text| host(text, PORT)).collect::<Result<_, _>>()?;
+        Ok(Self { hosts, access, secure, tls, prefix, text })
+    }
+
+    /// The URL itself, which may hold a password.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// A server's words, which may repeat ours.
+    pub(super) fn without_password(&self, words: &str) -> String {
+        match &self.access {
+            Some(access) if !access.password.is_empty() => words.replace(&access.password, "(password)"),
+            _ => words.to_owned(),
+        }
+    }
+
+    /// The same text for the same store, and without a password.
+    pub(in crate::store) fn identity(&self) -> String {
+        let mut hosts: Vec<String> = self.hosts.iter().map(ToString::to_string).collect();
+        // In whatever order they were written.
+        hosts.sort_unstable();
+        hosts.dedup();
+        format!("etcd://{}?prefix={}", hosts.join(","), self.prefix)
+    }
+
+    /// What the records of all keys are kept under.
+    pub(super) fn records(&self) -> String {
+        format!("{}/key/", self.prefix)
+    }
+
+    /// What the record of a key is kept under.
+    pub(super) fn record(&self, key: &Key) -> String {
+        self.records() + &encode(key)
+    }
+
+    /// What the signs of life for all keys are kept under.
+    pub(super) fn all_lives(&self) -> String {
+        format!("{}/live/", self.prefix)
+    }
+
+    /// What the signs of life for a key are kept under, each with the name of a level or of [`min_hold`].
+    pub(super) fn lives(&self, key: &Key) -> String {
+        format!("{}{}/", self.all_lives(), encode(key))
+    }
+
+    /// The key whose record is kept under this name.
+    pub(super) fn key_of_record(&self, name: &str) -> Option<Key> {
+        name.strip_prefix(&self.records()).and_then(key_of)
+    }
+
+    /// The key for which there is a sign of life under this name.
+    pub(super) fn key_of_life(&self, name: &str) -> Option<Key> {
+        let (key, _) = name.strip_prefix(&self.all_lives())?.split_once('/')?;
+        key_of(key)
+    }
+}
+
+/// The sign of life of a level.
+pub(super) fn level(level: LevelId) -> String {
+    level.secret()
+}
+
+/// The sign that a key has to stay taken by a lease.
+pub(super) fn min_hold(lease: LeaseId) -> String {
+    lease.secret() + ".min"
+}
+
+/// Behind all names that begin with this one, which ends with '/'.
+pub(super) fn end_of(prefix: &str) -> String {
+    format!("{}0", prefix.strip_suffix('/').unwrap_or(prefix))
+}
+
+fn prefix(mut text: String) -> Result<String, String> {
+    while text.ends_with('/') {
+        text.pop();
+    }
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+    if text.is_empty() || text.len() > 200 || !text.bytes().all(is_plain) {
+        return Err("'prefix' is 1 to 200 letters, digits, '-', '_', '.' and '/'".into());
+    }
+    Ok(text)
+}
+
+fn encode(key: &Key) -> String {
+    utf8_percent_encode(key.as_str(), ENCODED).to_string()
+}
+
+/// The key that a name stands for, if it is one of ours.
+fn key_of(name: &str) -> Option<Key> {
+    let key = Key::parse(&percent_decode_str(name).decode_utf8().ok()?).ok()?;
+    (encode(&key) == name).then_some(key)
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("etcd at ")?;
+        for (at, host) in self.hosts.iter().enumerate() {
+            write!(f, "{}{host}", if at == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+/// Without what is secret.
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Address({})", self.identity())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{Address, end_of};
+    use crate::model::Key;
+    use crate::store::socket::Endpoint;
+
+    fn parse(text: &str) -> Result<Address, String> {
+        Address::parse(text, Path::new("/here"))
+    }
+
+    #[test]
+    fn a_url_names_members_a_login_and_a_prefix() {
+        let at = parse("etcds://bob:p%40s%2Fs@E1.Example:7000,[::1],c?prefix=/team/locks/&ca=ca.pem").expect("a URL");
+        let hosts = [("e1.example", 7000), ("::1", 2379), ("c", 2379)];
+        assert_eq!(at.hosts, hosts.map(|(host, port)| Endpoint::Tcp(host.into(), port)));
+        assert!(at.access.as_ref().is_some_and(|access| access.user == "bob" && access.password == "p@s/s"));
+        assert_eq!(at.identity(), "etcd://[::1]:2379,c:2379,e1.example:7000?prefix=/team/locks");
+        assert_eq!(at.tls.ca.as_deref(), Some(Path::new("/here/ca.pem")), "also for the commands inside");
+        assert!(!format!("{at:?}{at}").contains("p@s"), "{at:?}");
+        assert_eq!(parse(at.text()).as_ref(), Ok(&at));
+    }
+
+    #[test]
+    fn names_of_one_key_do_not_begin_with_those_of_another() {
+        let at = parse("etcd://h").expect("a URL");
+        let [key, inner] = ["deploy", "deploy/prod é"].map(|text| Key::parse(text).expect("a key"));
+        assert_eq!(at.record(&inner), "dlock/key/deploy%2Fprod%20%C3%A9");
+        assert!(!at.lives(&inner).starts_with(&at.lives(&key)));
+        assert!(at.lives(&key) < end_of(&at.lives(&key)) && end_of(&at.lives(&key)) == "dlock/live/deploy0");
+        assert_eq!(at.key_of_record(&at.record(&inner)), Some(inner.clone()));
+        assert_eq!(at.key_of_life(&(at.lives(&inner) + "x")), Some(inner));
+        for strange in ["dlock/key/", "dlock/key/a/b", "dlock/key/%61", "other/key/a", "dlock/key/%FF"] {
+            assert_eq!(at.key_of_record(strange), None, "{strange}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_good_is_said_without_a_secret() {
+        for (text, words) in [
+            ("etcd://u:se#cret@h", "%23"),
+            ("etcd://u:se?cret@h", "%3F"),
+            ("etcd://u:se/cret@h", "%2F"),
+            ("etcd://h/secret", "%2F"),
+            ("etcd://secret@h", "a password"),
+            ("etcd://u:secret@h?prefx=a", "no 'prefx'"),
+            ("etcd://u:secret@h?prefix=a*b", "'prefix' is"),
+            ("etcd://u:secret@h?prefix=/", "'prefix' is"),
+            ("etcd://u:secret@h?ca=f", "etcds"),
+            ("etcds://u:secret@h?cert=f", "need each other"),
+            ("etcd://u:secret@h:x", "port"),
+            ("etcd://u:secret@a,,b", "no name"),
+            ("etcd://u:secret@[::1", "']'"),
+            ("etcd://u:secret@h?prefix=a&prefix=b", "twice"),
+        ] {
+            let why = parse(text).expect_err(text);
+            assert!(why.contains(words) && !why.contains("cret"), "{text}: {why}");
+        }
+    }
+}

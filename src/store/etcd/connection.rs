@@ -1,0 +1,395 @@
+//! A connection to a member: HTTP/1.1 to its JSON gateway. Each exchange has an end in time, whatever the other side does.
+//! One that gave no answer in time is not used again.
+
+use std::io::{self, Read as _, Write as _};
+use std::sync::{Arc, Mutex};
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::address::{Access, Address};
+use super::api::{Refusal, Request, Streamed};
+use super::trouble::Failure;
+use crate::clock::Moment;
+use crate::store::lock;
+use crate::store::socket::Endpoint;
+use crate::store::tls::{TlsConfig, secured};
+use crate::store::wire::{Stream, Wire};
+
+/// How long the head of an answer may be, and how many lines it may have.
+const HEAD: (usize, usize) = (64 << 10, 100);
+
+/// How large an answer may be: the records of many keys, or one stream of changes at once.
+const LARGEST: usize = 128 << 20;
+
+/// Who we are to the members, and what showed it last: they all know it.
+pub(super) struct Login {
+    access: Option<Access>,
+    token: Mutex<Option<String>>,
+}
+
+impl Login {
+    pub(super) fn new(address: &Address) -> Self {
+        Self { access: address.access.clone(), token: Mutex::default() }
+    }
+
+    fn token(&self) -> Option<String> {
+        lock(&self.token).clone()
+    }
+}
+
+/// A connection.
+pub(super) struct Connection {
+    /// To whom.
+    pub(super) server: Endpoint,
+    stream: Stream,
+    login: Arc<Login>,
+    /// What was read, and how much of it was used.
+    buffer: Vec<u8>,
+    used: usize,
+    /// Whether an answer is due, or the end of it all.
+    broken: bool,
+}
+
+/// What an answer begins with.
+struct Head {
+    status: u16,
+    body: Body,
+}
+
+/// Where an answer ends.
+#[derive(Clone, Copy)]
+enum Body {
+    Sized(usize),
+    Chunked,
+    /// With the connection.
+    Open,
+}
+
+/// The answer to a request, or why it was not done.
+pub(super) type Answer = Result<Vec<u8>, Refusal>;
+
+impl Connection {
+    /// Connects.
+    pub(super) fn open(
+        server: &Endpoint,
+        address: &Address,
+        config: &TlsConfig,
+        login: &Arc<Login>,
+        until: Moment,
+    ) -> Result<Self, Failure> {
+        let socket = Wire::over(server.connect(until)?, until);
+        let stream = match server {
+            Endpoint::Tcp(host, _) if address.secure => {
+                secured(socket, host, config.get(&address.tls).map_err(Failure::Settings)?)?
+            }
+            _ => Stream::Plain(socket),
+        };
+        let login = Arc::clone(login);
+        Ok(Self { server: server.clone(), stream, login, buffer: Vec::new(), used: 0, broken: false })
+    }
+
+    /// Asks for something, and reads what is answered.
+    pub(super) fn ask<T: DeserializeOwned>(&mut self, request: &Request, until: Moment) -> Result<T, Failure> {
+        let answer = self.ask_all(std::slice::from_ref(request), until)?.pop();
+        read(answer.ok_or(Failure::Garbage)?)
+    }
+
+    /// The same where the answer is the first of a stream.
+    pub(super) fn ask_stream<T: DeserializeOwned>(&mut self, request: &Request, until: Moment) -> Result<T, Failure> {
+        let streamed: Streamed<T> = self.ask(request, until)?;
+        match (streamed.result, streamed.error) {
+            (Some(result), _) => Ok(result),
+            (None, Some(error)) => Err(Failure::Refused(refusal_in_stream(&error))),
+            (None, None) => Err(Failure::Garbage),
+        }
+    }
+
+    /// Sends requests in one go, and returns the answer to each. Whoever is not known any more logs in again: then nothing
+    /// was done.
+    pub(super) fn ask_all(&mut self, requests: &[Request], until: Moment) -> Result<Vec<Answer>, Failure> {
+        if self.login.access.is_some() && self.login.token().is_none() {
+            self.log_in(until)?;
+        }
+        let token = self.login.token();
+        let answers = self.exchange(requests, token.as_deref(), until)?;
+        let is_unknown = |answer: &Answer| answer.as_ref().is_err_and(Refusal::is_unknown_token);
+        if self.login.access.is_none() || !answers.iter().any(is_unknown) {
+            return Ok(answers);
+        }
+        // Another thread may have done so meanwhile.
+        if self.login.token() == token {
+            self.log_in(until)?;
+        }
+        let token = self.login.token();
+        self.exchange(requests, token.as_deref(), until)
+    }
+
+    fn log_in(&mut self, until: Moment) -> Result<(), Failure> {
+        let Some(Access { user, password }) = self.login.access.clone() else { return Ok(()) };
+        let body = json!({ "name": user, "password": password });
+        let request = Request { path: "/v3/auth/authenticate", body };
+        let token = match self.exchange(&[request], None, until)?.pop() {
+            Some(Ok(answer)) => {
+                let answer: Value = serde_json::from_slice(&answer).map_err(|_| Failure::Garbage)?;
+                answer["token"].as_str().ok_or(Failure::Garbage)?.to_owned()
+            }
+            // Where everybody may do everything nobody has a name.
+            Some(Err(refusal)) if refusal.is_about_nobody() => String::new(),
+            Some(Err(refusal)) => return Err(Failure::Refused(refusal).before()),
+            None => return Err(Failure::Garbage),
+        };
+        *lock(&self.login.token) = Some(token);
+        Ok(())
+    }
+
+    fn exchange(&mut self, requests: &[Request], token: Option<&str>, until: Moment) -> Result<Vec<Answer>, Failure> {
+        let mut bytes = Vec::new();
+        for request in requests {
+            bytes.extend(self.written(request.path, request.body.to_string().as_bytes(), token));
+        }
+        self.broken = true;
+        self.write(&bytes, until)?;
+        let mut answers = Vec::with_capacity(requests.len());
+        let mut ends = false;
+        for _ in requests {
+            let head = self.head(until)?;
+            let body = self.body(head.body, until)?;
+            ends |= matches!(head.body, Body::Open);
+            answers.push(judge(head.status, body)?);
+        }
+        self.broken = ends;
+        Ok(answers)
+    }
+
+    /// Begins to watch, on a connection that is for nothing else.
+    pub(super) fn watch(mut self, creations: &[Value], until: Moment) -> Result<Watching, Failure> {
+        let body: Vec<String> = creations.iter().map(ToString::to_string).collect();
+        if self.login.access.is_some() && self.login.token().is_none() {
+            self.log_in(until)?;
+        }
+        let token = self.login.token();
+        let bytes = self.written("/v3/watch", body.join("\n").as_bytes(), token.as_deref());
+        self.write(&bytes, until)?;
+        let head = self.head(until)?;
+        if head.status != 200 || !matches!(head.body, Body::Chunked) {
+            let body = self.body(head.body, until)?;
+            judge(head.status, body)?.map_err(Failure::Refused)?;
+            return Err(Failure::Garbage);
+        }
+        Ok(Watching { connection: self, heard: Vec::new() })
+    }
+
+    fn written(&self, path: &str, body: &[u8], token: Option<&str>) -> Vec<u8> {
+        let token = token.filter(|token| !token.is_empty());
+        let authorization = token.map_or_else(String::new, |token| format!("Authorization: {token}\r\n"));
+        // A member that has no leader says so at once, in the place of waiting for one.
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+             Grpc-Metadata-Hasleader: true\r\n{authorization}\r\n",
+            self.server,
+            body.len()
+        );
+        [head.as_bytes(), body].concat()
+    }
+
+    /// Whether it can be used again: nothing is due, and it has not ended meanwhile.
+    pub(super) fn is_usable(&mut self) -> bool {
+        !self.broken && self.used == self.buffer.len() && !self.stream.wire().is_readable(std::time::Duration::ZERO)
+    }
+
+    fn write(&mut self, bytes: &[u8], until: Moment) -> Result<(), Failure> {
+        self.stream.wire().until = until;
+        Ok(self.stream.write_all(bytes).and_then(|()| self.stream.flush())?)
+    }
+
+    fn head(&mut self, until: Moment) -> Result<Head, Failure> {
+        loop {
+            let mut lines = [httparse::EMPTY_HEADER; HEAD.1];
+            let mut response = httparse::Response::new(&mut lines);
+            let unused = &self.buffer[self.used..];
+            match response.parse(unused) {
+                Ok(httparse::Status::Complete(length)) => {
+                    let body = body_of(response.headers)?;
+                    let status = response.code.unwrap_or_default();
+                    self.used += length;
+                    return Ok(Head { status, body });
+                }
+                Ok(httparse::Status::Partial) if unused.len() < HEAD.0 => self.fill(until)?,
+                _ => return Err(Failure::Garbage),
+            }
+        }
+    }
+
+    fn body(&mut self, body: Body, until: Moment) -> Result<Vec<u8>, Failure> {
+        let mut all = Vec::new();
+        match body {
+            Body::Sized(length) => {
+                self.fill_to(length, until)?;
+                self.take(length, &mut all);
+            }
+            Body::Chunked => while self.chunk(&mut all, until)? {},
+            Body::Open => loop {
+                let left = self.buffer.len() - self.used;
+                self.take(left, &mut all);
+                if all.len() > LARGEST {
+                    return Err(Failure::Garbage);
+                }
+                match self.fill(until) {
+                    Err(failure) if failure.is_end() => break,
+                    filled => filled?,
+                }
+            },
+        }
+        Ok(all)
+    }
+
+    /// Appends the next part of an answer; no if that was all.
+    fn chunk(&mut self, all: &mut Vec<u8>, until: Moment) -> Result<bool, Failure> {
+        let length = loop {
+            match httparse::parse_chunk_size(&self.buffer[self.used..]) {
+                Ok(httparse::Status::Complete((start, length))) => {
+                    self.used += start;
+                    break usize::try_from(length).map_err(|_| Failure::Garbage)?;
+                }
+                Ok(httparse::Status::Partial) => self.fill(until)?,
+                Err(_) => return Err(Failure::Garbage),
+            }
+        };
+        if length == 0 {
+            self.trailer(until)?;
+            return Ok(false);
+        }
+        if length.saturating_add(all.len()) > LARGEST {
+            return Err(Failure::Garbage);
+        }
+        // And the end of the line.
+        self.fill_to(length + 2, until)?;
+        self.take(length, all);
+        self.used += 2;
+        Ok(true)
+    }
+
+    /// Lines behind the last part of an answer, of which the last one is empty.
+    fn trailer(&mut self, until: Moment) -> Result<(), Failure> {
+        loop {
+            let unused = &self.buffer[self.used..];
+            if let Some(end) = unused.windows(2).position(|pair| pair == b"\r\n") {
+                self.used += end + 2;
+                if end == 0 {
+                    return Ok(());
+                }
+            } else if unused.len() > HEAD.0 {
+                return Err(Failure::Garbage);
+            } else {
+                self.fill(until)?;
+            }
+        }
+    }
+
+    fn take(&mut self, length: usize, into: &mut Vec<u8>) {
+        into.extend_from_slice(&self.buffer[self.used..self.used + length]);
+        self.used += length;
+    }
+
+    fn fill_to(&mut self, length: usize, until: Moment) -> Result<(), Failure> {
+        if length > LARGEST {
+            return Err(Failure::Garbage);
+        }
+        while self.buffer.len() - self.used < length {
+            self.fill(until)?;
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, until: Moment) -> Result<(), Failure> {
+        if self.used > 0 {
+            self.buffer.drain(..self.used);
+            self.used = 0;
+        }
+        let mut bytes = [0; 16384];
+        self.stream.wire().until = until;
+        match self.stream.read(&mut bytes)? {
+            0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            read => {
+                self.buffer.extend_from_slice(&bytes[..read]);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A connection on which a member tells what changes.
+pub(super) struct Watching {
+    connection: Connection,
+    /// What was told and not read.
+    heard: Vec<u8>,
+}
+
+impl Watching {
+    /// By whom.
+    pub(super) fn server(&self) -> &Endpoint {
+        &self.connection.server
+    }
+
+    /// The next thing that is told; nothing if there is none before that moment.
+    pub(super) fn next<T: DeserializeOwned>(&mut self, until: Moment) -> Result<Option<T>, Failure> {
+        loop {
+            if let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.heard.drain(..=end).collect();
+                let streamed: Streamed<T> = serde_json::from_slice(&line).map_err(|_| Failure::Garbage)?;
+                return match (streamed.result, streamed.error) {
+                    (Some(result), _) => Ok(Some(result)),
+                    (None, Some(error)) => Err(Failure::Refused(refusal_in_stream(&error))),
+                    (None, None) => Err(Failure::Garbage),
+                };
+            }
+            // Without time nothing at all would be read, not even what is there.
+            let at_least = Moment::now().after(std::time::Duration::from_millis(1));
+            match self.connection.chunk(&mut self.heard, until.max(at_least)) {
+                Ok(true) => {}
+                Ok(false) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Err(failure) if failure.is_silence() => return Ok(None),
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+}
+
+fn body_of(headers: &[httparse::Header]) -> Result<Body, Failure> {
+    let value = |name: &str| {
+        let header = headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
+        header.map(|header| String::from_utf8_lossy(header.value).trim().to_ascii_lowercase())
+    };
+    if value("transfer-encoding").is_some_and(|coding| coding.ends_with("chunked")) {
+        return Ok(Body::Chunked);
+    }
+    match value("content-length") {
+        Some(length) => length.parse().map(Body::Sized).map_err(|_| Failure::Garbage),
+        None => Ok(Body::Open),
+    }
+}
+
+/// Whether something was done.
+fn judge(status: u16, body: Vec<u8>) -> Result<Answer, Failure> {
+    if status == 200 {
+        return Ok(Ok(body));
+    }
+    match serde_json::from_slice::<Refusal>(&body) {
+        Ok(refusal) if refusal.code != 0 => Ok(Err(refusal)),
+        _ => Err(Failure::Http(status, String::from_utf8_lossy(&body).into_owned())),
+    }
+}
+
+/// Reads an answer.
+pub(super) fn read<T: DeserializeOwned>(answer: Answer) -> Result<T, Failure> {
+    serde_json::from_slice(&answer.map_err(Failure::Refused)?).map_err(|_| Failure::Garbage)
+}
+
+/// What goes wrong in a stream has a form of its own.
+fn refusal_in_stream(error: &Value) -> Refusal {
+    Refusal {
+        code: error["grpc_code"].as_i64().or_else(|| error["code"].as_i64()).unwrap_or_default(),
+        message: error["message"].as_str().unwrap_or_default().to_owned(),
+    }
+}

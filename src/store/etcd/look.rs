@@ -1,0 +1,248 @@
+//! What there is of a key: its record, and who of those in it lives. A level lives as long as a key of etcd's that is tied to
+//! a lease of etcd's, and such a key is made only together with a change of the record. So whoever is dead in a record stays
+//! dead in it.
+//!
+//! **Time.** Etcd tells no time. What a record says of instants is by the clock of whoever wrote it, and is there to be shown.
+//! Before the law works with it, each end is moved: behind now for those who live, before now for the others.
+//!
+//! **Leases that end too soon.** A lease may be revoked by hand, and members before 3.4.38 and 3.5.23 may end one early once
+//! a frozen leader wakes. Its holder counts on it all the same until he hears of that and has stopped his command. So whoever
+//! has seen a holder live counts it as living for as long as its holder may, unless that one gives the key back. Others leave
+//! it to those at the head of the queue to see that it is dead.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::address::{end_of, level, min_hold};
+use super::api::{self, LeaseLeft, Request, Txn};
+use super::connection::{Connection, read};
+use super::trouble::Failure;
+use super::{EtcdRegister, lock};
+use crate::clock::Moment;
+use crate::model::{Key, LevelId, Record, RecordError, SIGN_OF_LIFE, Stamp};
+use crate::store::turn::WATCHERS;
+
+/// Etcd tells what is left of a lease in whole seconds.
+const GRAIN: Duration = Duration::from_secs(1);
+
+/// What is read of a key at once.
+pub(super) struct Reading {
+    /// The revision of etcd that this was read at.
+    pub(super) revision: i64,
+    /// The revision at which the record was written last; 0 if there is none.
+    pub(super) written: i64,
+    /// Nothing, if there is none.
+    pub(super) kept: Option<Record>,
+    /// The record with ends as they are.
+    pub(super) seen: Record,
+    /// Signs of life, by their names.
+    pub(super) lives: BTreeMap<String, Life>,
+    pub(super) now: Stamp,
+    /// Our own level, if it holds and its sign of life has ended.
+    pub(super) lost: Option<LevelId>,
+    /// The member that answered, and its term.
+    pub(super) member: (u64, u64),
+}
+
+/// A key of etcd's that lives as long as a lease of etcd's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Life {
+    /// When it was written last.
+    pub(super) revision: i64,
+    pub(super) lease: i64,
+}
+
+/// What is remembered of those whom we have seen.
+#[derive(Default)]
+pub(super) struct Sightings {
+    /// By the name of a sign of life: its revision then, and until when its owner may count on it.
+    lives: HashMap<String, (i64, Moment)>,
+    /// Since when we have seen that one could take the key.
+    offers: HashMap<LevelId, Moment>,
+}
+
+impl Reading {
+    /// The record as an operation would find it.
+    pub(super) fn looked_at(self) -> Option<Record> {
+        self.kept.is_some().then(|| self.seen.seen(&self.now))
+    }
+}
+
+impl EtcdRegister {
+    /// What there is of a key, for the owner of this level.
+    pub(super) fn look_at(
+        &self,
+        connection: &mut Connection,
+        key: &Key,
+        me: Option<LevelId>,
+        until: Moment,
+    ) -> Result<Reading, Failure> {
+        let mut all = self.look_at_many(connection, std::slice::from_ref(key), me, until)?;
+        all.pop().ok_or(Failure::Garbage)?
+    }
+
+    /// The same of many keys. What is wrong with one record hides no other.
+    pub(super) fn look_at_many(
+        &self,
+        connection: &mut Connection,
+        keys: &[Key],
+        me: Option<LevelId>,
+        until: Moment,
+    ) -> Result<Vec<Result<Reading, Failure>>, Failure> {
+        let at = Moment::now();
+        let requests: Vec<Request> = keys.iter().map(|key| self.request(key)).collect();
+        let answers = connection.ask_all(&requests, until)?;
+        let mut found = Vec::with_capacity(keys.len());
+        for (key, answer) in keys.iter().zip(answers) {
+            found.push(self.found(key, read(answer)?));
+        }
+        // Of those who hold it matters how long they may count on it.
+        let unknown: Vec<(String, Life)> =
+            found.iter().flatten().flat_map(|reading| self.not_seen_before(reading)).collect();
+        if !unknown.is_empty() {
+            let requests: Vec<Request> = unknown.iter().map(|(_, life)| api::time_to_live(life.lease)).collect();
+            let answers = connection.ask_all(&requests, until)?;
+            for ((name, life), answer) in unknown.into_iter().zip(answers) {
+                let left: LeaseLeft = read(answer)?;
+                let left = Duration::from_secs(u64::try_from(left.ttl).unwrap_or_default()) + GRAIN;
+                self.saw(&name, life.revision, Moment::now().after(left));
+            }
+        }
+        let place = |reading: Result<Reading, Failure>| reading.map(|reading| self.with_ends(reading, me, at));
+        Ok(found.into_iter().map(place).collect())
+    }
+
+    fn request(&self, key: &Key) -> Request {
+        let lives = self.address.lives(key);
+        api::txn(&[], &[api::get(&self.address.record(key)), api::names(&lives, &end_of(&lives))])
+    }
+
+    fn found(&self, key: &Key, txn: Txn) -> Result<Reading, Failure> {
+        let prefix = self.address.lives(key);
+        let mut ranges = txn.responses.into_iter().map(|done| done.response_range);
+        let (Some(record), Some(lives)) = (ranges.next(), ranges.next()) else { return Err(Failure::Garbage) };
+        let record = record.kvs.into_iter().next();
+        let kept = record.as_ref().map(|kv| Record::decode(key, kv.value.as_bytes()));
+        let kept = kept.transpose().map_err(|why| Failure::Odd(no_record(key, &why)))?;
+        let name = |name: &str| name.strip_prefix(&prefix).map(str::to_owned);
+        let life = |kv: api::Kv| Some((name(&kv.key)?, Life { revision: kv.mod_revision, lease: kv.lease }));
+        Ok(Reading {
+            revision: txn.header.revision,
+            written: record.map_or(0, |kv| kv.mod_revision),
+            seen: kept.clone().unwrap_or_else(|| Record::new(key.clone())),
+            kept,
+            lives: lives.kvs.into_iter().filter_map(life).collect(),
+            now: self.clock(),
+            lost: None,
+            member: (txn.header.member_id, txn.header.raft_term),
+        })
+    }
+
+    /// The clock of this host, unless tests rule it.
+    pub(super) fn clock(&self) -> Stamp {
+        let own = || Stamp::default().after(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+        lock(&self.clock).unwrap_or_else(own)
+    }
+
+    /// Signs of life of those who hold that were not seen as they are now.
+    fn not_seen_before(&self, reading: &Reading) -> Vec<(String, Life)> {
+        let sightings = lock(&self.sightings);
+        let names = reading.seen.holders.iter().flat_map(|hold| {
+            hold.levels.iter().map(|of| level(of.id)).chain(hold.hold_until.map(|_| min_hold(hold.lease)))
+        });
+        let known = |name: &str, life: &Life| sightings.lives.get(name).is_some_and(|seen| seen.0 == life.revision);
+        let living = names.filter_map(|name| Some((reading.lives.get(&name).copied()?, name)));
+        living.filter(|(life, name)| !known(name, life)).map(|(life, name)| (name, life)).collect()
+    }
+
+    /// Remembers a sign of life, and until when its owner may count on it.
+    pub(super) fn saw(&self, name: &str, revision: i64, until: Moment) {
+        lock(&self.sightings).lives.insert(name.to_owned(), (revision, until));
+    }
+
+    /// How long the owner of this sign of life may count on it, as far as that was seen.
+    pub(super) fn left_of(&self, name: &str, revision: i64) -> Duration {
+        let sightings = lock(&self.sightings);
+        let seen = sightings.lives.get(name).filter(|(seen, _)| *seen == revision);
+        seen.map_or(Duration::ZERO, |(_, until)| until.left())
+    }
+
+    /// Moves each end to where it is.
+    fn with_ends(&self, mut reading: Reading, me: Option<LevelId>, at: Moment) -> Reading {
+        if lock(&self.clock).is_some() {
+            return reading;
+        }
+        let now = reading.now;
+        let mut sightings = lock(&self.sightings);
+        // A moment later on our clock, as an instant.
+        let stamp = |moment: Moment| now.after(moment.since(at));
+        let soon = now.after(GRAIN);
+        let lives = &reading.lives;
+        let is_ours_to_judge = is_left_to_us(&reading.seen, lives, me);
+        let end = |name: &str, sightings: &Sightings, is_mine: bool| {
+            let seen = sightings.lives.get(name).map(|(_, until)| stamp(*until));
+            match (lives.contains_key(name), seen) {
+                // Our own is renewed from now on, whatever is left of it.
+                (true, _) if is_mine => now.after(Duration::from_micros(1)),
+                (true, seen) => seen.filter(|until| *until > now).unwrap_or(soon),
+                (false, _) if is_mine => now,
+                (false, Some(until)) if until > now => until,
+                (false, _) if !is_ours_to_judge => soon,
+                (false, _) => now,
+            }
+        };
+        for hold in &mut reading.seen.holders {
+            for of in &mut hold.levels {
+                let is_mine = Some(of.id) == me;
+                let name = level(of.id);
+                if is_mine && !lives.contains_key(&name) {
+                    reading.lost = me;
+                }
+                of.until = Some(end(&name, &sightings, is_mine));
+            }
+            let name = min_hold(hold.lease);
+            hold.hold_until = hold.hold_until.map(|_| end(&name, &sightings, false));
+        }
+        let queue = &mut reading.seen.queue;
+        sightings
+            .offers
+            .retain(|level, _| queue.iter().any(|waiter| waiter.lease == *level && waiter.offered_at.is_some()));
+        for waiter in queue {
+            let name = level(waiter.lease);
+            // Of our own we know when it was shown last; the end of another one we are told.
+            let signed =
+                sightings.lives.get(&name).filter(|_| Some(waiter.lease) == me).map(|(_, until)| stamp(*until));
+            let is_alive = lives.contains_key(&name);
+            waiter.until = Some(if is_alive { signed.unwrap_or(now.after(SIGN_OF_LIFE)).max(soon) } else { now });
+            waiter.offered_at = waiter.offered_at.map(|_| {
+                let since = *sightings.offers.entry(waiter.lease).or_insert(at);
+                now.moved(-i64::try_from(at.since(since).as_micros()).unwrap_or_default())
+            });
+        }
+        reading
+    }
+}
+
+/// Whether it is for the owner of this level to see that a holder is dead: nobody lives who waits at the head, or we do.
+fn is_left_to_us(record: &Record, lives: &BTreeMap<String, Life>, me: Option<LevelId>) -> bool {
+    let mut head =
+        record.queue.iter().filter(|waiter| lives.contains_key(&level(waiter.lease))).take(WATCHERS).peekable();
+    head.peek().is_none() || head.any(|waiter| Some(waiter.lease) == me)
+}
+
+/// The names of all signs of life that belong to a record.
+pub(super) fn names(record: &Record) -> impl Iterator<Item = String> + '_ {
+    let holds = record.holders.iter().flat_map(|hold| {
+        hold.levels.iter().map(|of| level(of.id)).chain(hold.hold_until.map(|_| min_hold(hold.lease)))
+    });
+    holds.chain(record.queue.iter().map(|waiter| level(waiter.lease)))
+}
+
+fn no_record(key: &Key, why: &RecordError) -> String {
+    match why {
+        RecordError::Newer(layout) => {
+            format!("the record of '{key}' was written by a newer version of dlock (layout {layout}); use that one")
+        }
+        RecordError::Corrupt(why) => format!("the record of '{key}' is not one of dlock's: {why}"),
+    }
+}

@@ -1,0 +1,273 @@
+//! etcd: a key for each record, which is written only over the revision that was read, and a key for each level, which is tied
+//! to a lease of etcd's and shows that its owner lives. Whoever waits watches his own.
+
+mod address;
+mod api;
+mod connection;
+mod examine;
+mod look;
+mod observe;
+mod transact;
+mod trouble;
+mod wait;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+pub use self::address::Address as EtcdAddress;
+use self::address::end_of;
+use self::api::Range;
+use self::connection::{Connection, Login};
+use self::look::{Reading, Sightings};
+use self::trouble::Failure;
+use super::tls::TlsConfig;
+use super::{Capabilities, Examination, Inspected, Observer, Register, Scope, StoreError, Watch, lock};
+use crate::clock::Moment;
+use crate::model::{Clock, Key, LevelId, Record, Stamp};
+
+/// How many records, or names, are asked for at once.
+const MANY: u32 = 200;
+
+/// A register in etcd.
+pub struct EtcdRegister {
+    address: EtcdAddress,
+    identity: String,
+    tls: TlsConfig,
+    login: Arc<Login>,
+    /// How long what has no limit of its own may take.
+    patience: Duration,
+    idle: Mutex<Vec<Connection>>,
+    /// Which member to try first: the one that answered last.
+    first: AtomicUsize,
+    sightings: Mutex<Sightings>,
+    /// Leases that were made for a level, until it is known what became of it.
+    made: Mutex<HashMap<LevelId, Vec<i64>>>,
+    /// Tests rule time; nobody else does.
+    clock: Mutex<Option<Stamp>>,
+}
+
+impl EtcdRegister {
+    /// The register at `address`. Connects when it is asked for something; what has no limit of its own may take
+    /// `patience`.
+    #[must_use]
+    pub fn new(address: &EtcdAddress, patience: Duration) -> Self {
+        Self {
+            identity: address.identity(),
+            login: Arc::new(Login::new(address)),
+            address: address.clone(),
+            tls: TlsConfig::default(),
+            patience,
+            idle: Mutex::default(),
+            first: AtomicUsize::new(0),
+            sightings: Mutex::default(),
+            made: Mutex::default(),
+            clock: Mutex::default(),
+        }
+    }
+
+    /// Makes this the clock of all that follows, for tests of the law. As long as there is one, nobody dies but by it.
+    pub fn set_clock(&self, now: Option<Stamp>) {
+        *lock(&self.clock) = now;
+    }
+
+    fn error(&self, failure: Failure) -> StoreError {
+        failure.at(&self.address)
+    }
+
+    fn until(&self) -> Moment {
+        Moment::now().after(self.patience)
+    }
+
+    /// A connection that is idle.
+    fn take_idle(&self) -> Option<Connection> {
+        let mut idle = lock(&self.idle);
+        idle.retain_mut(Connection::is_usable);
+        idle.pop()
+    }
+
+    /// Keeps a connection for the next request.
+    fn keep(&self, connection: Connection) {
+        lock(&self.idle).push(connection);
+    }
+
+    /// Does what changes nothing, or can be done twice, over a connection that is idle or a new one to the first member
+    /// that can do it. Of one on which it failed nobody knows what will still come.
+    fn with_connection<T>(
+        &self,
+        until: Moment,
+        mut work: impl FnMut(&mut Connection, Moment) -> Result<T, Failure>,
+    ) -> Result<(Connection, T), Failure> {
+        let hosts = &self.address.hosts;
+        let many = hosts.len();
+        // One that is silent leaves time for the others.
+        let share = |left: usize| Moment::now().after(until.left() / u32::try_from(left.max(1)).unwrap_or(u32::MAX));
+        let mut failed: Option<Failure> = None;
+        if let Some(mut connection) = self.take_idle() {
+            match work(&mut connection, share(many)) {
+                Ok(done) => return Ok((connection, done)),
+                Err(failure) => {
+                    let failure = failure.by(&connection.server);
+                    self.leave(&connection.server, &failure);
+                    if !failure.may_be_the_server() {
+                        return Err(failure.before());
+                    }
+                    if !failure.is_stale() {
+                        failed = Some(failure);
+                    }
+                }
+            }
+        }
+        let first = self.first.load(Ordering::Relaxed) % many;
+        for at in 0..many {
+            let number = (first + at) % many;
+            let server = &hosts[number];
+            let until = share(many - at);
+            let opened = Connection::open(server, &self.address, &self.tls, &self.login, until);
+            let done = opened.and_then(|mut connection| work(&mut connection, until).map(|done| (connection, done)));
+            match done {
+                Ok(done) => {
+                    self.first.store(number, Ordering::Relaxed);
+                    return Ok(done);
+                }
+                Err(failure) => {
+                    let failure = failure.by(server);
+                    self.leave(server, &failure);
+                    if !failure.may_be_the_server() {
+                        return Err(failure.before());
+                    }
+                    failed.get_or_insert(failure);
+                }
+            }
+        }
+        Err(failed.unwrap_or(Failure::Silent).before())
+    }
+
+    /// Something went wrong with this member: another one is asked first from now on.
+    fn leave(&self, server: &super::socket::Endpoint, failure: &Failure) {
+        if failure.may_be_the_server() {
+            lock(&self.idle).retain(|connection| connection.server != *server);
+            if let Some(number) = self.address.hosts.iter().position(|host| host == server) {
+                self.first.store(number + 1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The same, and the connection is kept.
+    fn with<T>(&self, work: impl FnMut(&mut Connection, Moment) -> Result<T, Failure>) -> Result<T, StoreError> {
+        let (connection, done) = self.with_connection(self.until(), work).map_err(|failure| self.error(failure))?;
+        self.keep(connection);
+        Ok(done)
+    }
+
+    /// The keys that are named in what begins so.
+    fn names(&self, prefix: &str, key_of: impl Fn(&str) -> Option<Key>) -> Result<Vec<Key>, StoreError> {
+        self.with(|connection, until| {
+            let mut keys = BTreeSet::new();
+            let mut from = prefix.to_owned();
+            loop {
+                let some: Range = connection.ask(&api::range(&from, &end_of(prefix), MANY), until)?;
+                for kv in &some.kvs {
+                    match key_of(&kv.key) {
+                        Some(key) => drop(keys.insert(key)),
+                        None => log::warn!("'{}' is the name of no key of dlock's", kv.key),
+                    }
+                }
+                match some.kvs.last().filter(|_| some.more) {
+                    Some(last) => from = format!("{}\0", last.key),
+                    None => return Ok(keys.into_iter().collect()),
+                }
+            }
+        })
+    }
+}
+
+impl Register for EtcdRegister {
+    fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn describe(&self) -> String {
+        self.address.to_string()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { shared: true, slots: true, fifo: true, beats: true, least_ttl: transact::LEAST_TTL }
+    }
+
+    fn transact<T>(
+        &self,
+        key: &Key,
+        me: Option<LevelId>,
+        within: Option<Duration>,
+        change: impl FnMut(&mut Record, &dyn Clock) -> T,
+    ) -> Result<T, StoreError> {
+        let until = Moment::now().after(within.unwrap_or(self.patience));
+        self.change(key, me, until, change).map_err(|failure| {
+            if let Some(server) = failure.server().cloned() {
+                self.leave(&server, &failure);
+            }
+            self.error(failure)
+        })
+    }
+
+    fn read(&self, key: &Key) -> Result<Option<Record>, StoreError> {
+        self.with(|connection, until| self.look_at(connection, key, None, until)).map(Reading::looked_at)
+    }
+
+    fn read_all(&self, keys: &[Key]) -> Result<Vec<Inspected>, StoreError> {
+        let mut all = Vec::with_capacity(keys.len());
+        for some in keys.chunks(MANY as usize) {
+            let readings = self.with(|connection, until| self.look_at_many(connection, some, None, until))?;
+            let looked_at = |reading: Result<Reading, Failure>| {
+                reading.map(Reading::looked_at).map_err(|failure| self.error(failure))
+            };
+            all.extend(readings.into_iter().map(looked_at));
+        }
+        Ok(all)
+    }
+
+    fn ask_clock(&self) -> Result<Stamp, StoreError> {
+        let records = self.address.records();
+        let range = api::range(&records, &end_of(&records), 1);
+        self.with(|connection, until| connection.ask::<Range>(&range, until).map(drop))?;
+        Ok(self.now())
+    }
+
+    fn examine(&self, silence: Duration) -> Result<Examination, StoreError> {
+        self.look_into(silence)
+    }
+
+    fn set_up_script(&self) -> Option<String> {
+        Some(examine::script(&self.address))
+    }
+
+    fn keys(&self, scope: Scope) -> Result<Vec<Key>, StoreError> {
+        match scope {
+            Scope::All => self.names(&self.address.records(), |name| self.address.key_of_record(name)),
+            Scope::Live => self.names(&self.address.all_lives(), |name| self.address.key_of_life(name)),
+        }
+    }
+
+    fn observe(&self, key: Option<&Key>) -> Result<Box<dyn Observer>, StoreError> {
+        let observer = observe::Listener::new(self, key).map_err(|failure| self.error(failure))?;
+        Ok(Box::new(observer))
+    }
+
+    fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {
+        self.wait(key, watch, timeout).map_err(|failure| self.error(failure))
+    }
+
+    fn sign_of_life(&self, _: LevelId) -> Result<Option<OwnedFd>, StoreError> {
+        Ok(None)
+    }
+}
+
+impl fmt::Debug for EtcdRegister {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdRegister").field("address", &self.address).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,350 @@
+//! Changing a record: it is read, and what the law makes of it is written if nobody else wrote it meanwhile, together with
+//! the signs of life that come and go with it. Whether that was so, the answer to the write tells, and nothing else does.
+//!
+//! **Renewals.** A hold is renewed by tying its sign of life to a new lease of etcd's, which most members have agreed to. To
+//! keep the old lease alive would cost no agreement, but a leader that was frozen, and does not know yet that there is a new
+//! one, may say that it did so, and may even end a lease that the new leader had kept alive (etcd, issue 15247).
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::address::{level, min_hold};
+use super::api::{self, LeaseLeft, Request};
+use super::connection::Connection;
+use super::look::{Life, Reading, names};
+use super::trouble::Failure;
+use super::{EtcdRegister, lock};
+use crate::clock::{Moment, some_of};
+use crate::model::{Clock, Key, LevelId, Record, SIGN_OF_LIFE, Stamp, Standing};
+use crate::store::turn;
+
+/// Whoever lost a swap waits for a random part of this, more each time up to so many times as much. A renewal does not.
+const PAUSE: (Duration, u32) = (Duration::from_millis(2), 8);
+
+/// What etcd counts leases in, and the shortest one that it makes.
+pub(super) const LEAST_TTL: Duration = Duration::from_secs(2);
+
+/// How many operations fit in a transaction: etcd's own limit is 128.
+const MOST_OPERATIONS: usize = 100;
+
+/// What becomes of our own level with a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mine {
+    /// It holds, for so long.
+    Holds(Duration),
+    Waits,
+}
+
+/// A change on its way.
+struct Change<'a> {
+    register: &'a EtcdRegister,
+    key: &'a Key,
+    me: Option<LevelId>,
+    until: Moment,
+    /// A lease of etcd's that was made for it and is not used yet, and for how long.
+    spare: Option<(i64, Duration)>,
+}
+
+impl EtcdRegister {
+    pub(super) fn change<T>(
+        &self,
+        key: &Key,
+        me: Option<LevelId>,
+        until: Moment,
+        mut change: impl FnMut(&mut Record, &dyn Clock) -> T,
+    ) -> Result<T, Failure> {
+        let (mut connection, mut reading) =
+            self.with_connection(until, |connection, until| self.look_at(connection, key, me, until))?;
+        let server = connection.server.clone();
+        let mut course = Change { register: self, key, me, until, spare: None };
+        let mut lost = 0;
+        loop {
+            let (record, answer) = applied(&reading, me, &mut change);
+            let done = match &record {
+                // Nothing is to be written.
+                None => true,
+                Some(record) => {
+                    // A grant that got no answer may still come, unless its lease is gone.
+                    let taken_back = course.take_back(&mut connection, record);
+                    !taken_back.map_err(|failure| failure.by(&server).before())?
+                        && course.write(&mut connection, &reading, record).map_err(|failure| failure.by(&server))?
+                }
+            };
+            if done {
+                if let Some(record) = &record {
+                    course.clean_up(&mut connection, &reading, record);
+                }
+                self.keep(connection);
+                return Ok(answer);
+            }
+            if until.left().is_zero() {
+                return Err(Failure::Contended.by(&server).before());
+            }
+            if !me.is_some_and(|me| matches!(reading.seen.standing(me), Standing::Holding { .. })) {
+                std::thread::sleep(some_of(PAUSE.0 * lost).min(until.left()));
+                lost = PAUSE.1.min(lost + 1);
+            }
+            let again = self.look_at(&mut connection, key, me, until);
+            reading = again.map_err(|failure| failure.by(&server).before())?;
+        }
+    }
+
+    /// Begins a lease of etcd's anew; no, if it has ended.
+    pub(super) fn sign(
+        &self,
+        connection: &mut Connection,
+        me: LevelId,
+        life: Life,
+        until: Moment,
+    ) -> Result<bool, Failure> {
+        let sent = Moment::now();
+        let left: LeaseLeft = connection.ask_stream(&api::keep_alive(life.lease), until)?;
+        let Some(seconds) = u64::try_from(left.ttl).ok().filter(|seconds| *seconds > 0) else { return Ok(false) };
+        self.saw(&level(me), life.revision, sent.after(Duration::from_secs(seconds)));
+        Ok(true)
+    }
+}
+
+impl Change<'_> {
+    /// Writes what has changed. Whether nobody was faster.
+    fn write(&mut self, connection: &mut Connection, reading: &Reading, record: &Record) -> Result<bool, Failure> {
+        if *record == reading.seen {
+            return Ok(true);
+        }
+        let mine = self.me.and_then(|me| Some((me, mine(me, reading, record)?)));
+        let life_of = |me: LevelId| reading.lives.get(&level(me)).copied();
+        if let Some((me, mine)) = mine
+            && let Some(life) = life_of(me)
+            && is_that_all(me, reading, record)
+        {
+            return match mine {
+                Mine::Holds(ttl) => self.renew(connection, me, life, ttl, reading),
+                Mine::Waits => self.register.sign(connection, me, life, self.until),
+            };
+        }
+        let address = &self.register.address;
+        let (name, prefix) = (address.record(self.key), address.lives(self.key));
+        let mut success = vec![api::put(&name, &record.encode(), None)];
+        let mut shown = None;
+        if let Some((me, mine)) = mine {
+            let span = match (mine, life_of(me)) {
+                // Its sign of life is there, and only begins anew.
+                (Mine::Waits, Some(life)) => {
+                    if !self.register.sign(connection, me, life, self.until)? {
+                        return Ok(false);
+                    }
+                    None
+                }
+                (Mine::Waits, None) => Some(SIGN_OF_LIFE),
+                (Mine::Holds(ttl), _) => Some(ttl),
+            };
+            if let Some(span) = span {
+                let sent = Moment::now();
+                let id = self.lease(connection, me, span)?;
+                success.push(api::put(&format!("{prefix}{}", level(me)), b"", Some(id)));
+                shown = Some((level(me), sent.after(span)));
+            }
+            if let Some(span) = new_min_hold(me, reading, record) {
+                let id = self.make_lease(connection, me, span)?;
+                success.push(api::put(&format!("{prefix}{}", min_hold(me)), b"", Some(id)));
+            }
+        }
+        success.extend(farewells(&prefix, reading, record));
+        success.extend(news(&prefix, reading, record, self.me));
+        success.truncate(MOST_OPERATIONS);
+        let compare = [api::is_at(&name, reading.written)];
+        let Some(revision) = swap(connection, &api::txn(&compare, &success), self.until)? else { return Ok(false) };
+        self.has_come(revision, shown);
+        Ok(true)
+    }
+
+    /// It is known what became of the leases that were made for this.
+    fn has_come(&mut self, revision: i64, shown: Option<(String, Moment)>) {
+        self.spare = None;
+        if let Some((name, end)) = shown {
+            self.register.saw(&name, revision, end);
+        }
+        if let Some(me) = self.me {
+            lock(&self.register.made).remove(&me);
+        }
+    }
+
+    /// Renews a hold of which nothing else is new. No, if something has become of it meanwhile.
+    fn renew(
+        &mut self,
+        connection: &mut Connection,
+        me: LevelId,
+        life: Life,
+        ttl: Duration,
+        reading: &Reading,
+    ) -> Result<bool, Failure> {
+        let sent = Moment::now();
+        // It never ends sooner than it would have.
+        let ttl = ttl.max(self.register.left_of(&level(me), life.revision));
+        let id = match self.lease(connection, me, ttl) {
+            Err(failure) if failure.refusal().is_some_and(api::Refusal::is_full) => {
+                return self.hold_on(connection, me, life, reading);
+            }
+            made => made?,
+        };
+        let name = format!("{}{}", self.register.address.lives(self.key), level(me));
+        let renewal = api::txn(&[api::is_at(&name, life.revision)], &[api::put(&name, b"", Some(id))]);
+        let Some(revision) = swap(connection, &renewal, self.until)? else { return Ok(false) };
+        self.has_come(revision, Some((level(me), sent.after(ttl))));
+        Ok(true)
+    }
+
+    /// Renews a hold where there is no room for anything new, by keeping its lease alive. Who answers may be a leader of
+    /// yesterday, so it counts only if the same member, with the same term before and after it, still knows what most members
+    /// agree to: then there was no other leader meanwhile.
+    fn hold_on(&self, connection: &mut Connection, me: LevelId, life: Life, before: &Reading) -> Result<bool, Failure> {
+        if !self.register.sign(connection, me, life, self.until)? {
+            return Ok(false);
+        }
+        let after = self.register.look_at(connection, self.key, Some(me), self.until)?;
+        Ok(after.member == before.member && after.lives.get(&level(me)) == Some(&life))
+    }
+
+    /// A lease of etcd's for our level: one that was made for this change and lost a swap, or a new one.
+    fn lease(&mut self, connection: &mut Connection, me: LevelId, span: Duration) -> Result<i64, Failure> {
+        if let Some((id, _)) = self.spare.filter(|(_, good_for)| *good_for == span) {
+            return Ok(id);
+        }
+        let id = self.make_lease(connection, me, span)?;
+        self.spare = Some((id, span));
+        Ok(id)
+    }
+
+    /// Makes a lease. As long as it is not known what became of the change that it is for, it is remembered.
+    fn make_lease(&self, connection: &mut Connection, me: LevelId, span: Duration) -> Result<i64, Failure> {
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes).map_err(|error| Failure::Settings(format!("no random numbers: {error}")))?;
+        let id = (i64::from_le_bytes(bytes) & i64::MAX).max(1);
+        // Where tests rule time, nothing ends by itself.
+        let is_ruled = lock(&self.register.clock).is_some();
+        let span = if is_ruled { Duration::from_secs(3600) } else { span.max(LEAST_TTL) };
+        let seconds = span.as_secs() + u64::from(span.subsec_nanos() > 0);
+        lock(&self.register.made).entry(me).or_default().push(id);
+        let made: Result<Value, Failure> = connection.ask(&api::grant(id, seconds), self.until);
+        made.map(|_| id).map_err(Failure::before)
+    }
+
+    /// Ends what was made for a level that goes, so that no change of it that got no answer comes late. Whether there was
+    /// anything: then the record has to be looked at again.
+    fn take_back(&self, connection: &mut Connection, record: &Record) -> Result<bool, Failure> {
+        let Some(me) = self.me.filter(|me| record.standing(*me) == Standing::Gone) else { return Ok(false) };
+        let made = lock(&self.register.made).remove(&me).unwrap_or_default();
+        for (at, id) in made.iter().enumerate() {
+            if let Err(failure) = end_lease(connection, *id, self.until) {
+                lock(&self.register.made).entry(me).or_default().extend(&made[at..]);
+                return Err(failure);
+            }
+        }
+        Ok(!made.is_empty())
+    }
+
+    /// Ends the lease of a level that has gone. It would end by itself.
+    fn clean_up(&self, connection: &mut Connection, reading: &Reading, record: &Record) {
+        let gone = self.me.filter(|me| record.standing(*me) == Standing::Gone);
+        if let Some(life) = gone.and_then(|me| reading.lives.get(&level(me)))
+            && let Err(failure) = end_lease(connection, life.lease, self.until)
+        {
+            log::info!("a lease of etcd's was left to end by itself: {}", self.register.error(failure));
+        }
+    }
+}
+
+/// Signs of life that belong to nobody any more.
+fn farewells(prefix: &str, reading: &Reading, record: &Record) -> Vec<Value> {
+    let left: Vec<String> = names(record).collect();
+    let gone = reading.lives.keys().filter(|name| !left.contains(name));
+    gone.map(|name| api::delete(&format!("{prefix}{name}"))).collect()
+}
+
+/// Tells those whom a change concerns, by writing their sign of life anew.
+fn news(prefix: &str, reading: &Reading, record: &Record, me: Option<LevelId>) -> Vec<Value> {
+    let news = turn::news(&reading.seen, record, me).unwrap_or_default();
+    let tell = |(to, what): (LevelId, &str)| {
+        let life = reading.lives.get(&level(to)).filter(|_| record.standing(to) != Standing::Gone)?;
+        Some(api::put(&format!("{prefix}{}", level(to)), what.as_bytes(), Some(life.lease)))
+    };
+    news.into_iter().filter_map(tell).collect()
+}
+
+/// What a change makes of a record, and its answer; no record, if nothing is to be written.
+fn applied<T>(
+    reading: &Reading,
+    me: Option<LevelId>,
+    change: &mut impl FnMut(&mut Record, &dyn Clock) -> T,
+) -> (Option<Record>, T) {
+    let mut record = reading.seen.clone();
+    let answer = change(&mut record, &reading.now);
+    let Some(lost) = reading.lost.filter(|lost| Some(*lost) == me && record.standing(*lost) == Standing::Gone) else {
+        return (Some(record), answer);
+    };
+    // Our lease has ended, and nobody knows it but us, whose command may still run. Until we give it back, we hold.
+    let mut held = reading.seen.clone();
+    let levels = held.holders.iter_mut().flat_map(|hold| &mut hold.levels);
+    levels
+        .filter(|level| level.id == lost)
+        .for_each(|level| level.until = Some(reading.now.after(Duration::from_secs(1))));
+    let given_back = change(&mut held, &reading.now);
+    match held.standing(lost) {
+        Standing::Gone => (Some(held), given_back),
+        _ => (None, answer),
+    }
+}
+
+/// What becomes of our level, if anything new does.
+fn mine(me: LevelId, reading: &Reading, record: &Record) -> Option<Mine> {
+    let end = |record: &Record| -> Option<Stamp> {
+        let levels = record.holders.iter().flat_map(|hold| &hold.levels);
+        let held = levels.filter(|level| level.id == me).find_map(|level| level.until);
+        held.or_else(|| record.queue.iter().find(|waiter| waiter.lease == me).and_then(|waiter| waiter.until))
+    };
+    let is_new = std::mem::discriminant(&record.standing(me)) != std::mem::discriminant(&reading.seen.standing(me));
+    let until = end(record).filter(|until| is_new || Some(*until) != end(&reading.seen))?;
+    match record.standing(me) {
+        Standing::Holding { .. } => Some(Mine::Holds(until.since(reading.now))),
+        Standing::Waiting(_) => Some(Mine::Waits),
+        Standing::Gone => None,
+    }
+}
+
+/// How long the key has to stay taken, if that is new with the hold of this level.
+fn new_min_hold(me: LevelId, reading: &Reading, record: &Record) -> Option<Duration> {
+    let hold = record.holders.iter().find(|hold| hold.lease == me && reading.seen.hold(me).is_none())?;
+    hold.hold_until.map(|until| until.since(reading.now))
+}
+
+/// Whether nothing else is new than when our level ends.
+fn is_that_all(me: LevelId, reading: &Reading, record: &Record) -> bool {
+    let mut as_before = record.clone();
+    for level in as_before.holders.iter_mut().flat_map(|hold| &mut hold.levels).filter(|level| level.id == me) {
+        let before = reading.seen.holders.iter().flat_map(|hold| &hold.levels).find(|before| before.id == me);
+        level.until = before.and_then(|before| before.until);
+    }
+    for waiter in as_before.queue.iter_mut().filter(|waiter| waiter.lease == me) {
+        let before = reading.seen.queue.iter().find(|before| before.lease == me);
+        waiter.until = before.and_then(|before| before.until);
+    }
+    as_before == reading.seen && reading.kept.is_some()
+}
+
+/// Does a transaction. The revision that it made; nothing, if somebody was faster, or a lease had ended.
+fn swap(connection: &mut Connection, txn: &Request, until: Moment) -> Result<Option<i64>, Failure> {
+    match connection.ask::<api::Txn>(txn, until) {
+        Ok(txn) => Ok(txn.succeeded.then_some(txn.header.revision)),
+        Err(failure) if failure.refusal().is_some_and(api::Refusal::is_ended_lease) => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Ends a lease, if it has not ended.
+fn end_lease(connection: &mut Connection, id: i64, until: Moment) -> Result<(), Failure> {
+    match connection.ask::<Value>(&api::revoke(id), until) {
+        Err(failure) if failure.refusal().is_some_and(api::Refusal::is_ended_lease) => Ok(()),
+        ended => ended.map(drop),
+    }
+}

@@ -1,0 +1,167 @@
+//! How one sleeps until a key's record may have changed in a way that matters: until one is told, and until an instant at
+//! which something may end.
+
+use std::time::Duration;
+
+use super::EtcdRegister;
+use super::address::{end_of, level};
+use super::api::{self, Event, Watched};
+use super::connection::{Connection, Watching};
+use super::look::Reading;
+use super::trouble::Failure;
+use crate::clock::Moment;
+use crate::model::{Key, LevelId, SIGN_OF_LIFE, Standing};
+use crate::store::Watch;
+use crate::store::turn::{ACT, SIGN_WITHIN, plan};
+
+/// Whoever was told nothing looks so often: what a member tells may be lost between here and there.
+const UNTOLD: Duration = Duration::from_secs(15);
+
+/// What to do about what was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Told {
+    Nothing,
+    /// Look at the record.
+    Look,
+    /// It is time to act.
+    Act,
+}
+
+/// What is watched, and by whom it is told.
+struct Ear {
+    watching: Watching,
+    /// Whether the ends of others count.
+    others: bool,
+}
+
+impl EtcdRegister {
+    pub(super) fn wait(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), Failure> {
+        let until = timeout.map(|timeout| Moment::now().after(timeout));
+        // Whoever holds has beats to think of, and lets none wait for an answer to this.
+        let limit = until.filter(|_| matches!(watch, Watch::Hold(_))).map_or(self.patience, Moment::left);
+        let me = match watch {
+            Watch::Turn(me) | Watch::Hold(me) => Some(*me),
+            Watch::Ends(_) => None,
+        };
+        let mut ear: Option<Ear> = None;
+        loop {
+            let by = Moment::now().after(limit);
+            let (mut connection, reading) =
+                self.with_connection(by, |connection, by| self.look_at(connection, key, me, by))?;
+            let server = connection.server.clone();
+            let slept = self.sleep(&mut connection, &mut ear, (key, watch), &reading, (until, by));
+            if slept.is_ok() {
+                self.keep(connection);
+            }
+            if slept.map_err(|failure| failure.by(&server))? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sleeps until it is time to look again; whether it is time to act.
+    fn sleep(
+        &self,
+        connection: &mut Connection,
+        ear: &mut Option<Ear>,
+        (key, watch): (&Key, &Watch),
+        reading: &Reading,
+        (until, by): (Option<Moment>, Moment),
+    ) -> Result<bool, Failure> {
+        let heard = Moment::now();
+        let now = reading.now;
+        let Some(mut plan) = plan(&reading.seen, now, watch) else { return Ok(true) };
+        if until.is_some_and(|until| until.left().is_zero()) {
+            return Ok(true);
+        }
+        if let (Watch::Turn(me), Some(signed)) = (watch, plan.signed)
+            && signed.since(now) <= SIGN_WITHIN
+        {
+            let life = reading.lives.get(&level(*me)).copied();
+            let is_signed = life.map(|life| self.sign(connection, *me, life, by)).transpose()?;
+            if is_signed != Some(true) {
+                return Ok(true);
+            }
+            plan.signed = Some(now.after(SIGN_OF_LIFE));
+        }
+        let others = plan.watches && !matches!(watch, Watch::Hold(_));
+        // Who told is to be who answers: of one that is cut off nobody hears.
+        let is_good =
+            ear.as_ref().is_some_and(|ear| ear.others == others && *ear.watching.server() == connection.server);
+        if !is_good {
+            *ear = Some(self.listen(connection, key, watch, reading, others, by)?);
+        }
+        let Some(ear) = ear else { return Ok(false) };
+        let sign = plan.signed.map(|signed| signed.since(now).saturating_sub(SIGN_WITHIN));
+        let instant = plan.instant.filter(|_| plan.watches).map(|instant| instant.since(now));
+        let spans = [sign, instant, Some(UNTOLD)].into_iter().flatten();
+        let wake = spans.map(|span| heard.after(span)).chain(until).min().unwrap_or(heard);
+        let is_next = matches!(watch, Watch::Turn(me) if reading.seen.standing(*me) == Standing::Waiting(0));
+        loop {
+            let told = match ear.watching.next(wake) {
+                Ok(None) => return Ok(false),
+                Ok(Some(told)) => self.meaning(key, watch, is_next, &told)?,
+                // Whoever wants to hear more has to listen anew; what was missed is in the record.
+                Err(failure) if failure.is_stale() => Told::Look,
+                Err(failure) => return Err(failure),
+            };
+            match told {
+                Told::Nothing => {}
+                Told::Look => return Ok(false),
+                Told::Act => return Ok(true),
+            }
+        }
+    }
+
+    /// Listens to all that concerns a level, from what was read on.
+    fn listen(
+        &self,
+        connection: &Connection,
+        key: &Key,
+        watch: &Watch,
+        reading: &Reading,
+        others: bool,
+        by: Moment,
+    ) -> Result<Ear, Failure> {
+        let from = reading.revision + 1;
+        let lives = self.address.lives(key);
+        let mut creations = match watch {
+            Watch::Turn(me) | Watch::Hold(me) => {
+                vec![api::watch(&format!("{lives}{}", level(*me)), None, from, false)]
+            }
+            Watch::Ends(_) => vec![api::watch(&self.address.record(key), None, from, false)],
+        };
+        if others {
+            creations.push(api::watch(&lives, Some(&end_of(&lives)), from, true));
+        }
+        let own = Connection::open(&connection.server, &self.address, &self.tls, &self.login, by)?;
+        Ok(Ear { watching: own.watch(&creations, by)?, others })
+    }
+
+    fn meaning(&self, key: &Key, watch: &Watch, is_next: bool, told: &Watched) -> Result<Told, Failure> {
+        if told.canceled {
+            // What was to be told is compacted away, or the member has no leader any more.
+            if told.compact_revision > 0 {
+                return Ok(Told::Look);
+            }
+            let message = told.cancel_reason.clone();
+            return Err(Failure::Refused(api::Refusal { code: 14, message }));
+        }
+        let of_one = |event: &Event| {
+            let own = |me: LevelId| event.kv.key == format!("{}{}", self.address.lives(key), level(me));
+            match watch {
+                Watch::Turn(me) | Watch::Hold(me) if own(*me) => match &*event.kv.value {
+                    _ if event.is_end() => Told::Act,
+                    ACT => Told::Act,
+                    // We wrote it.
+                    "" => Told::Nothing,
+                    _ => Told::Look,
+                },
+                // Whoever is next takes what a holder leaves.
+                Watch::Turn(_) if is_next => Told::Act,
+                _ => Told::Look,
+            }
+        };
+        Ok(told.events.iter().map(of_one).max().unwrap_or(Told::Nothing))
+    }
+}
