@@ -32,7 +32,7 @@ struct Decided {
 struct Timing {
     /// From the shortest to the longest.
     round_trips: Vec<Duration>,
-    /// By how many microseconds its clock is ahead, and how much of that may be due to the network.
+    /// By how many microseconds its clock is ahead, and how much of that may be due to the network, or to what it does not tell.
     offset: i64,
     bound: Duration,
 }
@@ -215,7 +215,7 @@ impl Timing {
         Ok(Self {
             round_trips: taken.into_iter().map(|(round_trip, _)| round_trip).collect(),
             offset,
-            bound: fastest / 2 + Duration::from_micros(1),
+            bound: fastest / 2 + Duration::from_micros(1) + store.clock_grain(),
         })
     }
 

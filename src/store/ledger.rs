@@ -104,6 +104,10 @@ impl<R: Register> Store for Ledger<R> {
         self.0.ask_clock()
     }
 
+    fn clock_grain(&self) -> Duration {
+        self.0.clock_grain()
+    }
+
     fn examine(&self, silence: Duration) -> Result<Examination, StoreError> {
         self.0.examine(silence)
     }

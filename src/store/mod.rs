@@ -134,6 +134,11 @@ pub trait Store: Send + Sync {
     /// [`StoreError`].
     fn ask_clock(&self) -> Result<Stamp, StoreError>;
 
+    /// By how much [`Store::ask_clock`] may be wrong however fast the answer comes, since the store tells no more.
+    fn clock_grain(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Looks whether the store can be trusted with locks, beyond what keeps it from being used at all. A holder can do
     /// without an answer for `silence`, and then its command is stopped. Changes nothing.
     ///
@@ -235,6 +240,11 @@ pub trait Register: Send + Sync {
     /// # Errors
     /// [`StoreError`].
     fn ask_clock(&self) -> Result<Stamp, StoreError>;
+
+    /// See [`Store::clock_grain`].
+    fn clock_grain(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// See [`Store::examine`].
     ///

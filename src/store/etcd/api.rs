@@ -152,6 +152,11 @@ pub(super) fn range(from: &str, end: &str, limit: u32) -> Request {
     Request { path: "/v3/kv/range", body }
 }
 
+/// A key as it was at a revision.
+pub(super) fn at_revision(key: &str, revision: i64) -> Request {
+    Request { path: "/v3/kv/range", body: json!({ "key": encode(key), "revision": revision.to_string() }) }
+}
+
 /// Makes a lease of so many seconds, with this number.
 pub(super) fn grant(id: i64, seconds: u64) -> Request {
     Request { path: "/v3/lease/grant", body: json!({ "ID": id.to_string(), "TTL": seconds.to_string() }) }
@@ -237,7 +242,7 @@ mod tests {
             r#"{"result":{"events":[{"type":"DELETE","kv":{"key":"YQ==","mod_revision":"9"}},{"kv":{"key":"Yg=="}}]}}"#;
         let heard: Streamed<Watched> = serde_json::from_str(text).expect("an answer");
         let events = heard.result.expect("a result").events;
-        assert_eq!(events.iter().map(|event| event.is_end()).collect::<Vec<_>>(), [true, false]);
+        assert_eq!(events.iter().map(super::Event::is_end).collect::<Vec<_>>(), [true, false]);
         let text =
             r#"{"error":"etcdserver: lease already exists","message":"etcdserver: lease already exists","code":9}"#;
         assert_eq!(serde_json::from_str::<Refusal>(text).expect("a refusal").code, 9);

@@ -33,6 +33,11 @@ impl Login {
         Self { access: address.access.clone(), token: Mutex::default() }
     }
 
+    /// Whether there is a login, and nobody there asks for one.
+    pub(super) fn is_not_asked_for(&self) -> bool {
+        self.token().is_some_and(|token| token.is_empty())
+    }
+
     fn token(&self) -> Option<String> {
         lock(&self.token).clone()
     }
@@ -49,12 +54,16 @@ pub(super) struct Connection {
     used: usize,
     /// Whether an answer is due, or the end of it all.
     broken: bool,
+    /// When the last answer was given, by the clock over there.
+    date: Option<String>,
 }
 
 /// What an answer begins with.
 struct Head {
     status: u16,
     body: Body,
+    /// When that was, by the clock over there.
+    date: Option<String>,
 }
 
 /// Where an answer ends.
@@ -81,12 +90,13 @@ impl Connection {
         let socket = Wire::over(server.connect(until)?, until);
         let stream = match server {
             Endpoint::Tcp(host, _) if address.secure => {
-                secured(socket, host, config.get(&address.tls).map_err(Failure::Settings)?)?
+                let config = config.get(&address.tls).map_err(Failure::Settings)?;
+                secured(socket, host, config).map_err(Failure::from).map_err(Failure::in_handshake)?
             }
             _ => Stream::Plain(socket),
         };
         let login = Arc::clone(login);
-        Ok(Self { server: server.clone(), stream, login, buffer: Vec::new(), used: 0, broken: false })
+        Ok(Self { server: server.clone(), stream, login, buffer: Vec::new(), used: 0, broken: false, date: None })
     }
 
     /// Asks for something, and reads what is answered.
@@ -155,6 +165,7 @@ impl Connection {
         for _ in requests {
             let head = self.head(until)?;
             let body = self.body(head.body, until)?;
+            self.date = head.date;
             ends |= matches!(head.body, Body::Open);
             answers.push(judge(head.status, body)?);
         }
@@ -193,6 +204,17 @@ impl Connection {
         [head.as_bytes(), body].concat()
     }
 
+    /// When a request was answered, by the clock over there, if it says so.
+    pub(super) fn date(&mut self, request: &Request, until: Moment) -> Result<Option<String>, Failure> {
+        self.ask::<Value>(request, until)?;
+        Ok(self.date.clone())
+    }
+
+    /// Whether a stranger on the way could read what is said.
+    pub(super) fn can_be_read(&mut self) -> bool {
+        self.stream.is_from_outside() && !matches!(self.stream, Stream::Tls(_))
+    }
+
     /// Whether it can be used again: nothing is due, and it has not ended meanwhile.
     pub(super) fn is_usable(&mut self) -> bool {
         !self.broken && self.used == self.buffer.len() && !self.stream.wire().is_readable(std::time::Duration::ZERO)
@@ -211,9 +233,10 @@ impl Connection {
             match response.parse(unused) {
                 Ok(httparse::Status::Complete(length)) => {
                     let body = body_of(response.headers)?;
+                    let date = value_of(response.headers, "date");
                     let status = response.code.unwrap_or_default();
                     self.used += length;
-                    return Ok(Head { status, body });
+                    return Ok(Head { status, body, date });
                 }
                 Ok(httparse::Status::Partial) if unused.len() < HEAD.0 => self.fill(until)?,
                 _ => return Err(Failure::Garbage),
@@ -356,15 +379,17 @@ impl Watching {
     }
 }
 
+fn value_of(headers: &[httparse::Header], name: &str) -> Option<String> {
+    let header = headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
+    Some(String::from_utf8_lossy(header.value).trim().to_owned())
+}
+
 fn body_of(headers: &[httparse::Header]) -> Result<Body, Failure> {
-    let value = |name: &str| {
-        let header = headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
-        header.map(|header| String::from_utf8_lossy(header.value).trim().to_ascii_lowercase())
-    };
-    if value("transfer-encoding").is_some_and(|coding| coding.ends_with("chunked")) {
+    let coding = value_of(headers, "transfer-encoding");
+    if coding.is_some_and(|coding| coding.to_ascii_lowercase().ends_with("chunked")) {
         return Ok(Body::Chunked);
     }
-    match value("content-length") {
+    match value_of(headers, "content-length") {
         Some(length) => length.parse().map(Body::Sized).map_err(|_| Failure::Garbage),
         None => Ok(Body::Open),
     }

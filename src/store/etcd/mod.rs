@@ -231,10 +231,11 @@ impl Register for EtcdRegister {
     }
 
     fn ask_clock(&self) -> Result<Stamp, StoreError> {
-        let records = self.address.records();
-        let range = api::range(&records, &end_of(&records), 1);
-        self.with(|connection, until| connection.ask::<Range>(&range, until).map(drop))?;
-        Ok(self.now())
+        self.with(|connection, until| self.time(connection, until))
+    }
+
+    fn clock_grain(&self) -> Duration {
+        examine::HALF_A_SECOND
     }
 
     fn examine(&self, silence: Duration) -> Result<Examination, StoreError> {

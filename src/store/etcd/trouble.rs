@@ -43,6 +43,8 @@ pub(super) enum Failure {
     Http(u16, String),
     /// TLS: the other side is not who it should be, or does not speak it.
     Tls(rustls::Error),
+    /// The other side hung up before there was TLS.
+    NoTls,
     /// The settings cannot be used.
     Settings(String),
     /// A refusal.
@@ -74,6 +76,11 @@ impl Refusal {
         self.message.contains("database space exceeded")
     }
 
+    /// Whether what was asked for is forgotten.
+    pub(super) fn is_compacted(&self) -> bool {
+        self.message.contains("has been compacted")
+    }
+
     /// Whether nothing was done, for sure.
     fn is_definite(&self) -> bool {
         ![code::CANCELLED, code::UNKNOWN, code::TOO_LATE, code::UNAVAILABLE].contains(&self.code)
@@ -99,6 +106,11 @@ impl Failure {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
         matches!(self.bare(), Self::Io(error)
             if [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof].contains(&error.kind()))
+    }
+
+    /// The same, of the beginning of TLS.
+    pub(super) fn in_handshake(self) -> Self {
+        if self.is_stale() { Self::NoTls } else { self }
     }
 
     /// Whether the other side has said all that it had to say.
@@ -131,7 +143,7 @@ impl Failure {
     /// Whether another member may do better.
     pub(super) fn may_be_the_server(&self) -> bool {
         match self.bare() {
-            Self::Io(_) | Self::Silent | Self::Garbage | Self::Http(..) | Self::Tls(_) => true,
+            Self::Io(_) | Self::Silent | Self::Garbage | Self::Http(..) | Self::Tls(_) | Self::NoTls => true,
             Self::Refused(refusal) => {
                 [code::CANCELLED, code::UNKNOWN, code::TOO_LATE, code::UNAVAILABLE].contains(&refusal.code)
             }
@@ -183,6 +195,11 @@ impl Failure {
             Self::Tls(rustls::Error::InvalidMessage(_)) => {
                 (Trouble::Refused, "it does not speak TLS, and 'etcds:' demands it".into())
             }
+            Self::NoTls => (
+                Trouble::Unreachable,
+                "it closed the connection before TLS began; if it does not speak TLS, its URL begins with 'etcd:'"
+                    .into(),
+            ),
             Self::Tls(error) => tls::words(&error, "?ca=FILE", "?cert=FILE&key=FILE"),
             Self::Settings(words) | Self::Odd(words) => (Trouble::Unfit, words),
             Self::Refused(refusal) => meaning(&refusal, address),
