@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::address::{level, min_hold};
 use super::api::{self, LeaseLeft, Request};
-use super::connection::Connection;
+use super::connection::{Connection, read};
 use super::look::{Life, Reading, names};
 use super::trouble::Failure;
 use super::{EtcdRegister, lock};
@@ -42,8 +42,15 @@ struct Change<'a> {
     key: &'a Key,
     me: Option<LevelId>,
     until: Moment,
-    /// A lease of etcd's that was made for it and is not used yet, and for how long.
-    spare: Option<(i64, Duration)>,
+    /// A lease of etcd's that was made for it and is not used yet: for how long, and when.
+    spare: Option<(i64, Duration, Moment)>,
+}
+
+/// A lease of etcd's to tie a sign of life to.
+struct Lease {
+    id: i64,
+    /// What makes it, if it is not there yet.
+    making: Option<Request>,
 }
 
 impl EtcdRegister {
@@ -127,6 +134,7 @@ impl Change<'_> {
         let (name, prefix) = (address.record(self.key), address.lives(self.key));
         let mut success = vec![api::put(&name, &record.encode(), None)];
         let mut shown = None;
+        let mut making = Vec::new();
         if let Some((me, mine)) = mine {
             let span = match (mine, life_of(me)) {
                 // Its sign of life is there, and only begins anew.
@@ -140,21 +148,23 @@ impl Change<'_> {
                 (Mine::Holds(ttl), _) => Some(ttl),
             };
             if let Some(span) = span {
-                let sent = Moment::now();
-                let id = self.lease(connection, me, span)?;
-                success.push(api::put(&format!("{prefix}{}", level(me)), b"", Some(id)));
-                shown = Some((level(me), sent.after(span)));
+                let lease = self.lease(me, span)?;
+                making.extend(lease.making);
+                success.push(api::put(&format!("{prefix}{}", level(me)), b"", Some(lease.id)));
+                shown = Some((level(me), Moment::now().after(span)));
             }
             if let Some(span) = new_min_hold(me, reading, record) {
-                let id = self.make_lease(connection, me, span)?;
-                success.push(api::put(&format!("{prefix}{}", min_hold(me)), b"", Some(id)));
+                let lease = self.new_lease(me, span)?;
+                making.extend(lease.making);
+                success.push(api::put(&format!("{prefix}{}", min_hold(me)), b"", Some(lease.id)));
             }
         }
         success.extend(farewells(&prefix, reading, record));
         success.extend(news(&prefix, reading, record, self.me));
         success.truncate(MOST_OPERATIONS);
         let compare = [api::is_at(&name, reading.written)];
-        let Some(revision) = swap(connection, &api::txn(&compare, &success), self.until)? else { return Ok(false) };
+        let swapped = swap(connection, making, api::txn(&compare, &success), self.until)?;
+        let Some(revision) = swapped else { return Ok(false) };
         self.has_come(revision, shown);
         Ok(true)
     }
@@ -182,17 +192,20 @@ impl Change<'_> {
         let sent = Moment::now();
         // It never ends sooner than it would have.
         let ttl = ttl.max(self.register.left_of(&level(me), life.revision));
-        let id = match self.lease(connection, me, ttl) {
-            Err(failure) if failure.refusal().is_some_and(api::Refusal::is_full) => {
-                return self.hold_on(connection, me, life, reading);
-            }
-            made => made?,
-        };
+        let lease = self.lease(me, ttl)?;
         let name = format!("{}{}", self.register.address.lives(self.key), level(me));
-        let renewal = api::txn(&[api::is_at(&name, life.revision)], &[api::put(&name, b"", Some(id))]);
-        let Some(revision) = swap(connection, &renewal, self.until)? else { return Ok(false) };
-        self.has_come(revision, Some((level(me), sent.after(ttl))));
-        Ok(true)
+        let renewal = api::txn(&[api::is_at(&name, life.revision)], &[api::put(&name, b"", Some(lease.id))]);
+        match swap(connection, lease.making, renewal, self.until) {
+            Err(failure) if failure.refusal().is_some_and(api::Refusal::is_full) => {
+                self.hold_on(connection, me, life, reading)
+            }
+            Err(failure) => Err(failure),
+            Ok(None) => Ok(false),
+            Ok(Some(revision)) => {
+                self.has_come(revision, Some((level(me), sent.after(ttl))));
+                Ok(true)
+            }
+        }
     }
 
     /// Renews a hold where there is no room for anything new, by keeping its lease alive. Who answers may be a leader of
@@ -207,17 +220,20 @@ impl Change<'_> {
     }
 
     /// A lease of etcd's for our level: one that was made for this change and lost a swap, or a new one.
-    fn lease(&mut self, connection: &mut Connection, me: LevelId, span: Duration) -> Result<i64, Failure> {
-        if let Some((id, _)) = self.spare.filter(|(_, good_for)| *good_for == span) {
-            return Ok(id);
+    fn lease(&mut self, me: LevelId, span: Duration) -> Result<Lease, Failure> {
+        let is_good = |(_, good_for, made): &(i64, Duration, Moment)| {
+            *good_for == span && Moment::now().since(*made) < LEAST_TTL / 2
+        };
+        if let Some((id, ..)) = self.spare.filter(is_good) {
+            return Ok(Lease { id, making: None });
         }
-        let id = self.make_lease(connection, me, span)?;
-        self.spare = Some((id, span));
-        Ok(id)
+        let lease = self.new_lease(me, span)?;
+        self.spare = Some((lease.id, span, Moment::now()));
+        Ok(lease)
     }
 
-    /// Makes a lease. As long as it is not known what became of the change that it is for, it is remembered.
-    fn make_lease(&self, connection: &mut Connection, me: LevelId, span: Duration) -> Result<i64, Failure> {
+    /// A new lease. As long as it is not known what became of the change that it is for, it is remembered.
+    fn new_lease(&self, me: LevelId, span: Duration) -> Result<Lease, Failure> {
         let mut bytes = [0; 8];
         getrandom::fill(&mut bytes).map_err(|error| Failure::Settings(format!("no random numbers: {error}")))?;
         let id = (i64::from_le_bytes(bytes) & i64::MAX).max(1);
@@ -226,8 +242,7 @@ impl Change<'_> {
         let span = if is_ruled { Duration::from_secs(3600) } else { span.max(LEAST_TTL) };
         let seconds = span.as_secs() + u64::from(span.subsec_nanos() > 0);
         lock(&self.register.made).entry(me).or_default().push(id);
-        let made: Result<Value, Failure> = connection.ask(&api::grant(id, seconds), self.until);
-        made.map(|_| id).map_err(Failure::before)
+        Ok(Lease { id, making: Some(api::grant(id, seconds)) })
     }
 
     /// Ends what was made for a level that goes, so that no change of it that got no answer comes late. Whether there was
@@ -332,9 +347,22 @@ fn is_that_all(me: LevelId, reading: &Reading, record: &Record) -> bool {
     as_before == reading.seen && reading.kept.is_some()
 }
 
-/// Does a transaction. The revision that it made; nothing, if somebody was faster, or a lease had ended.
-fn swap(connection: &mut Connection, txn: &Request, until: Moment) -> Result<Option<i64>, Failure> {
-    match connection.ask::<api::Txn>(txn, until) {
+/// Makes leases, and does a transaction that needs them. The revision that it made; nothing, if somebody was faster, or a
+/// lease had ended. A member does one after the other, so all of it is sent at once.
+fn swap(
+    connection: &mut Connection,
+    making: impl IntoIterator<Item = Request>,
+    txn: Request,
+    until: Moment,
+) -> Result<Option<i64>, Failure> {
+    let requests: Vec<Request> = making.into_iter().chain([txn]).collect();
+    let mut answers = connection.ask_all(&requests, until)?;
+    let swapped = answers.pop().ok_or(Failure::Garbage)?;
+    // Without its lease the transaction was not done.
+    for made in answers {
+        read::<Value>(made).map_err(Failure::before)?;
+    }
+    match read::<api::Txn>(swapped) {
         Ok(txn) => Ok(txn.succeeded.then_some(txn.header.revision)),
         Err(failure) if failure.refusal().is_some_and(api::Refusal::is_ended_lease) => Ok(None),
         Err(failure) => Err(failure),

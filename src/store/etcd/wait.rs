@@ -17,10 +17,15 @@ use crate::store::turn::{ACT, SIGN_WITHIN, plan};
 /// Whoever was told nothing looks so often: what a member tells may be lost between here and there.
 const UNTOLD: Duration = Duration::from_secs(15);
 
+/// Whoever is not the next leaves it for so long to those ahead to see to what has ended.
+const AHEAD: Duration = Duration::from_millis(300);
+
 /// What to do about what was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Told {
     Nothing,
+    /// Look at the record, unless others tell more soon.
+    LookSoon,
     /// Look at the record.
     Look,
     /// It is time to act.
@@ -95,7 +100,7 @@ impl EtcdRegister {
         let sign = plan.signed.map(|signed| signed.since(now).saturating_sub(SIGN_WITHIN));
         let instant = plan.instant.filter(|_| plan.watches).map(|instant| instant.since(now));
         let spans = [sign, instant, Some(UNTOLD)].into_iter().flatten();
-        let wake = spans.map(|span| heard.after(span)).chain(until).min().unwrap_or(heard);
+        let mut wake = spans.map(|span| heard.after(span)).chain(until).min().unwrap_or(heard);
         let is_next = matches!(watch, Watch::Turn(me) if reading.seen.standing(*me) == Standing::Waiting(0));
         loop {
             let told = match ear.watching.next(wake) {
@@ -107,6 +112,7 @@ impl EtcdRegister {
             };
             match told {
                 Told::Nothing => {}
+                Told::LookSoon => wake = wake.min(Moment::now().after(AHEAD)),
                 Told::Look => return Ok(false),
                 Told::Act => return Ok(true),
             }
@@ -159,6 +165,7 @@ impl EtcdRegister {
                 },
                 // Whoever is next takes what a holder leaves.
                 Watch::Turn(_) if is_next => Told::Act,
+                Watch::Turn(_) => Told::LookSoon,
                 _ => Told::Look,
             }
         };
