@@ -22,6 +22,9 @@ const PATHS: [&str; 3] = ["ca", "cert", "key"];
 /// What of a value is written as it is.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.');
 
+/// The name of a record among what is kept of a key.
+pub(super) const RECORD: &str = "record";
+
 /// What of a key's name does not stand for itself in etcd: a `/` does not, so that no key's names begin with another's.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
 
@@ -115,35 +118,26 @@ impl Address {
         format!("etcd://{}?prefix={}", hosts.join(","), self.prefix)
     }
 
-    /// What the records of all keys are kept under.
-    pub(super) fn records(&self) -> String {
+    /// What the names of all that is kept begin with.
+    pub(super) fn all(&self) -> String {
         format!("{}/key/", self.prefix)
+    }
+
+    /// The same of a key: its record, and signs of life, each with the name of a level or of [`min_hold`]. So one read finds
+    /// all that there is of it.
+    pub(super) fn of(&self, key: &Key) -> String {
+        format!("{}{}/", self.all(), encode(key))
     }
 
     /// What the record of a key is kept under.
     pub(super) fn record(&self, key: &Key) -> String {
-        self.records() + &encode(key)
+        self.of(key) + RECORD
     }
 
-    /// What the signs of life for all keys are kept under.
-    pub(super) fn all_lives(&self) -> String {
-        format!("{}/live/", self.prefix)
-    }
-
-    /// What the signs of life for a key are kept under, each with the name of a level or of [`min_hold`].
-    pub(super) fn lives(&self, key: &Key) -> String {
-        format!("{}{}/", self.all_lives(), encode(key))
-    }
-
-    /// The key whose record is kept under this name.
-    pub(super) fn key_of_record(&self, name: &str) -> Option<Key> {
-        name.strip_prefix(&self.records()).and_then(key_of)
-    }
-
-    /// The key for which there is a sign of life under this name.
-    pub(super) fn key_of_life(&self, name: &str) -> Option<Key> {
-        let (key, _) = name.strip_prefix(&self.all_lives())?.split_once('/')?;
-        key_of(key)
+    /// What is kept under this name: something of which key, and whether it is the record; nothing if it is none of ours.
+    pub(super) fn meaning(&self, name: &str) -> Option<(Key, bool)> {
+        let (key, part) = name.strip_prefix(&self.all())?.split_once('/')?;
+        Some((key_of(key)?, part == RECORD))
     }
 }
 
@@ -228,13 +222,15 @@ mod tests {
     fn names_of_one_key_do_not_begin_with_those_of_another() {
         let at = parse("etcd://h").expect("a URL");
         let [key, inner] = ["deploy", "deploy/prod é"].map(|text| Key::parse(text).expect("a key"));
-        assert_eq!(at.record(&inner), "dlock/key/deploy%2Fprod%20%C3%A9");
-        assert!(!at.lives(&inner).starts_with(&at.lives(&key)));
-        assert!(at.lives(&key) < end_of(&at.lives(&key)) && end_of(&at.lives(&key)) == "dlock/live/deploy0");
-        assert_eq!(at.key_of_record(&at.record(&inner)), Some(inner.clone()));
-        assert_eq!(at.key_of_life(&(at.lives(&inner) + "x")), Some(inner));
-        for strange in ["dlock/key/", "dlock/key/a/b", "dlock/key/%61", "other/key/a", "dlock/key/%FF"] {
-            assert_eq!(at.key_of_record(strange), None, "{strange}");
+        assert_eq!(at.record(&inner), "dlock/key/deploy%2Fprod%20%C3%A9/record");
+        assert!(!at.of(&inner).starts_with(&at.of(&key)));
+        assert!(at.of(&key) < end_of(&at.of(&key)) && end_of(&at.of(&key)) == "dlock/key/deploy0");
+        assert_eq!(at.meaning(&at.record(&inner)), Some((inner.clone(), true)));
+        assert_eq!(at.meaning(&(at.of(&inner) + "x")), Some((inner, false)));
+        for strange in
+            ["dlock/key/", "dlock/key/a", "dlock/key/%61/record", "other/key/a/record", "dlock/key/%FF/record"]
+        {
+            assert_eq!(at.meaning(strange), None, "{strange}");
         }
     }
 

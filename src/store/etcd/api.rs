@@ -53,14 +53,6 @@ pub(super) struct Range {
 pub(super) struct Txn {
     pub(super) header: Header,
     pub(super) succeeded: bool,
-    pub(super) responses: Vec<Done>,
-}
-
-/// What one operation of a transaction came to.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Done {
-    pub(super) response_range: Range,
 }
 
 /// What is said of a lease.
@@ -70,6 +62,9 @@ pub(super) struct LeaseLeft {
     /// In whole seconds; nothing of a lease that has ended, or less than none.
     #[serde(rename = "TTL", deserialize_with = "number")]
     pub(super) ttl: i64,
+    /// What it began with.
+    #[serde(rename = "grantedTTL", deserialize_with = "number")]
+    pub(super) granted: i64,
 }
 
 /// One of a stream of answers.
@@ -136,14 +131,9 @@ pub(super) fn delete(key: &str) -> Value {
     json!({ "request_delete_range": { "key": encode(key) } })
 }
 
-/// Reads a key, as a part of a transaction.
-pub(super) fn get(key: &str) -> Value {
-    json!({ "request_range": { "key": encode(key) } })
-}
-
-/// The same for the names of all keys up to an end.
-pub(super) fn names(from: &str, end: &str) -> Value {
-    json!({ "request_range": { "key": encode(from), "range_end": encode(end), "keys_only": true } })
+/// All keys up to an end, with their values.
+pub(super) fn all(from: &str, end: &str) -> Request {
+    Request { path: "/v3/kv/range", body: json!({ "key": encode(from), "range_end": encode(end) }) }
 }
 
 /// Names of at most so many keys up to an end.
@@ -224,15 +214,15 @@ fn text<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{LeaseLeft, Refusal, Streamed, Txn, Watched};
+    use super::{LeaseLeft, Range, Refusal, Streamed, Watched};
 
     #[test]
     fn answers_are_read_as_the_gateway_writes_them() {
-        let text = r#"{"header":{"member_id":"13668033151171901709","revision":"203","raft_term":"2"},"succeeded":true,
-            "responses":[{"response_range":{"kvs":[{"key":"YQ==","mod_revision":"7","value":"Yg==","lease":"77"}]}}]}"#;
-        let txn: Txn = serde_json::from_str(text).expect("an answer");
-        let kv = &txn.responses[0].response_range.kvs[0];
-        assert_eq!((txn.header.revision, txn.header.raft_term, txn.succeeded), (203, 2, true));
+        let text = r#"{"header":{"member_id":"13668033151171901709","revision":"203","raft_term":"2"},
+            "kvs":[{"key":"YQ==","mod_revision":"7","value":"Yg==","lease":"77"}],"count":"1"}"#;
+        let range: Range = serde_json::from_str(text).expect("an answer");
+        let kv = &range.kvs[0];
+        assert_eq!((range.header.revision, range.header.raft_term, range.more), (203, 2, false));
         assert_eq!((&*kv.key, &*kv.value, kv.mod_revision, kv.lease), ("a", "b", 7, 77));
         let kept: Streamed<LeaseLeft> = serde_json::from_str(r#"{"result":{"ID":"78"}}"#).expect("an answer");
         assert_eq!(kept.result.map(|left| left.ttl), Some(0), "of a lease that has ended");

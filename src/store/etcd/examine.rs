@@ -91,7 +91,7 @@ impl EtcdRegister {
         };
         let members = optional(ask("/v3/cluster/member/list"))?.unwrap_or_default();
         let alarms = optional(Request { path: "/v3/maintenance/alarm", body: json!({ "action": "GET" }) })?;
-        let oldest = api::at_revision(&self.address.records(), 1);
+        let oldest = api::at_revision(&self.address.all(), 1);
         let is_compacted = match connection.ask::<Value>(&oldest, until) {
             Err(failure) => failure.refusal().is_some_and(api::Refusal::is_compacted),
             Ok(_) => false,
@@ -132,7 +132,7 @@ impl EtcdRegister {
 
     /// The clock of a member, as it tells it with each answer.
     pub(super) fn time(&self, connection: &mut Connection, until: Moment) -> Result<Stamp, Failure> {
-        let date = connection.date(&api::range(&self.address.records(), "", 1), until)?;
+        let date = connection.date(&api::range(&self.address.all(), "", 1), until)?;
         let date = date.as_deref().and_then(instant).ok_or(Failure::Garbage)?;
         Ok(date.after(HALF_A_SECOND))
     }

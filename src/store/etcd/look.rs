@@ -13,8 +13,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::address::{end_of, level, min_hold};
-use super::api::{self, LeaseLeft, Request, Txn};
+use super::address::{RECORD, end_of, level, min_hold};
+use super::api::{self, LeaseLeft, Range, Request};
 use super::connection::{Connection, read};
 use super::trouble::Failure;
 use super::{EtcdRegister, lock};
@@ -90,7 +90,10 @@ impl EtcdRegister {
         until: Moment,
     ) -> Result<Vec<Result<Reading, Failure>>, Failure> {
         let at = Moment::now();
-        let requests: Vec<Request> = keys.iter().map(|key| self.request(key)).collect();
+        // One range, and no transaction: members before 3.4.20 and 3.5.5 die of one that only reads, if whoever asked
+        // hangs up meanwhile (etcd, issue 14110).
+        let range = |key| api::all(&self.address.of(key), &end_of(&self.address.of(key)));
+        let requests: Vec<Request> = keys.iter().map(range).collect();
         let answers = connection.ask_all(&requests, until)?;
         let mut found = Vec::with_capacity(keys.len());
         for (key, answer) in keys.iter().zip(answers) {
@@ -104,37 +107,35 @@ impl EtcdRegister {
             let answers = connection.ask_all(&requests, until)?;
             for ((name, life), answer) in unknown.into_iter().zip(answers) {
                 let left: LeaseLeft = read(answer)?;
-                let left = Duration::from_secs(u64::try_from(left.ttl).unwrap_or_default()) + GRAIN;
-                self.saw(&name, life.revision, Moment::now().after(left));
+                let seconds = |seconds: i64| Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
+                let end = Moment::now().after(seconds(left.ttl) + GRAIN).min(at.after(seconds(left.granted)));
+                self.saw(&name, life.revision, end);
             }
         }
         let place = |reading: Result<Reading, Failure>| reading.map(|reading| self.with_ends(reading, me, at));
         Ok(found.into_iter().map(place).collect())
     }
 
-    fn request(&self, key: &Key) -> Request {
-        let lives = self.address.lives(key);
-        api::txn(&[], &[api::get(&self.address.record(key)), api::names(&lives, &end_of(&lives))])
-    }
-
-    fn found(&self, key: &Key, txn: Txn) -> Result<Reading, Failure> {
-        let prefix = self.address.lives(key);
-        let mut ranges = txn.responses.into_iter().map(|done| done.response_range);
-        let (Some(record), Some(lives)) = (ranges.next(), ranges.next()) else { return Err(Failure::Garbage) };
-        let record = record.kvs.into_iter().next();
-        let kept = record.as_ref().map(|kv| Record::decode(key, kv.value.as_bytes()));
+    fn found(&self, key: &Key, range: Range) -> Result<Reading, Failure> {
+        let prefix = self.address.of(key);
+        let name = |kv: &api::Kv| kv.key.strip_prefix(&prefix).unwrap_or_default().to_owned();
+        let (records, lives): (Vec<_>, Vec<_>) =
+            range.kvs.into_iter().map(|kv| (name(&kv), kv)).partition(|(name, _)| name == RECORD);
+        let record = records.first().map(|(_, kv)| kv);
+        let kept = record.map(|kv| Record::decode(key, kv.value.as_bytes()));
         let kept = kept.transpose().map_err(|why| Failure::Odd(no_record(key, &why)))?;
-        let name = |name: &str| name.strip_prefix(&prefix).map(str::to_owned);
-        let life = |kv: api::Kv| Some((name(&kv.key)?, Life { revision: kv.mod_revision, lease: kv.lease }));
         Ok(Reading {
-            revision: txn.header.revision,
+            revision: range.header.revision,
             written: record.map_or(0, |kv| kv.mod_revision),
             seen: kept.clone().unwrap_or_else(|| Record::new(key.clone())),
             kept,
-            lives: lives.kvs.into_iter().filter_map(life).collect(),
+            lives: lives
+                .into_iter()
+                .map(|(name, kv)| (name, Life { revision: kv.mod_revision, lease: kv.lease }))
+                .collect(),
             now: self.clock(),
             lost: None,
-            member: (txn.header.member_id, txn.header.raft_term),
+            member: (range.header.member_id, range.header.raft_term),
         })
     }
 

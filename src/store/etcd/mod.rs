@@ -163,16 +163,18 @@ impl EtcdRegister {
         Ok(done)
     }
 
-    /// The keys that are named in what begins so.
-    fn names(&self, prefix: &str, key_of: impl Fn(&str) -> Option<Key>) -> Result<Vec<Key>, StoreError> {
+    /// The keys of which something is kept: their records, or signs of life.
+    fn names(&self, records: bool) -> Result<Vec<Key>, StoreError> {
+        let all = self.address.all();
         self.with(|connection, until| {
             let mut keys = BTreeSet::new();
-            let mut from = prefix.to_owned();
+            let mut from = all.clone();
             loop {
-                let some: Range = connection.ask(&api::range(&from, &end_of(prefix), MANY), until)?;
+                let some: Range = connection.ask(&api::range(&from, &end_of(&all), MANY), until)?;
                 for kv in &some.kvs {
-                    match key_of(&kv.key) {
-                        Some(key) => drop(keys.insert(key)),
+                    match self.address.meaning(&kv.key) {
+                        Some((key, is_record)) if is_record == records => drop(keys.insert(key)),
+                        Some(_) => {}
                         None => log::warn!("'{}' is the name of no key of dlock's", kv.key),
                     }
                 }
@@ -247,10 +249,7 @@ impl Register for EtcdRegister {
     }
 
     fn keys(&self, scope: Scope) -> Result<Vec<Key>, StoreError> {
-        match scope {
-            Scope::All => self.names(&self.address.records(), |name| self.address.key_of_record(name)),
-            Scope::Live => self.names(&self.address.all_lives(), |name| self.address.key_of_life(name)),
-        }
+        self.names(scope == Scope::All)
     }
 
     fn observe(&self, key: Option<&Key>) -> Result<Box<dyn Observer>, StoreError> {

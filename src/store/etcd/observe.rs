@@ -26,7 +26,7 @@ impl Listener {
         let address = &register.address;
         let (from, end) = match key {
             Some(key) => (address.record(key), None),
-            None => (address.records(), Some(end_of(&address.records()))),
+            None => (address.all(), Some(end_of(&address.all()))),
         };
         let until = register.until();
         let range = api::range(&from, end.as_deref().unwrap_or_default(), 1);
@@ -49,7 +49,8 @@ impl Listener {
                     return Err(Failure::Odd(format!("it tells no more: '{}'", told.cancel_reason)));
                 }
                 Some(told) => {
-                    keys.extend(told.events.iter().filter_map(|event| self.address.key_of_record(&event.kv.key)));
+                    let changed = told.events.iter().filter_map(|event| self.address.meaning(&event.kv.key));
+                    keys.extend(changed.filter(|(_, is_record)| *is_record).map(|(key, _)| key));
                 }
                 None if keys.is_empty() && timeout.is_none_or(|timeout| timeout > SILENCE) => return Ok(Changed::Any),
                 None => return Ok(Changed::Keys(keys)),

@@ -131,7 +131,7 @@ impl Change<'_> {
             };
         }
         let address = &self.register.address;
-        let (name, prefix) = (address.record(self.key), address.lives(self.key));
+        let (name, prefix) = (address.record(self.key), address.of(self.key));
         let mut success = vec![api::put(&name, &record.encode(), None)];
         let mut shown = None;
         let mut making = Vec::new();
@@ -193,7 +193,7 @@ impl Change<'_> {
         // It never ends sooner than it would have.
         let ttl = ttl.max(self.register.left_of(&level(me), life.revision));
         let lease = self.lease(me, ttl)?;
-        let name = format!("{}{}", self.register.address.lives(self.key), level(me));
+        let name = format!("{}{}", self.register.address.of(self.key), level(me));
         let renewal = api::txn(&[api::is_at(&name, life.revision)], &[api::put(&name, b"", Some(lease.id))]);
         match swap(connection, lease.making, renewal, self.until) {
             Err(failure) if failure.refusal().is_some_and(api::Refusal::is_full) => {

@@ -130,15 +130,15 @@ impl EtcdRegister {
         by: Moment,
     ) -> Result<Ear, Failure> {
         let from = reading.revision + 1;
-        let lives = self.address.lives(key);
+        let of = self.address.of(key);
         let mut creations = match watch {
             Watch::Turn(me) | Watch::Hold(me) => {
-                vec![api::watch(&format!("{lives}{}", level(*me)), None, from, false)]
+                vec![api::watch(&format!("{of}{}", level(*me)), None, from, false)]
             }
             Watch::Ends(_) => vec![api::watch(&self.address.record(key), None, from, false)],
         };
         if others {
-            creations.push(api::watch(&lives, Some(&end_of(&lives)), from, true));
+            creations.push(api::watch(&of, Some(&end_of(&of)), from, true));
         }
         let own = Connection::open(&connection.server, &self.address, &self.tls, &self.login, by)?;
         Ok(Ear { watching: own.watch(&creations, by)?, others })
@@ -154,7 +154,7 @@ impl EtcdRegister {
             return Err(Failure::Refused(api::Refusal { code: 14, message }));
         }
         let of_one = |event: &Event| {
-            let own = |me: LevelId| event.kv.key == format!("{}{}", self.address.lives(key), level(me));
+            let own = |me: LevelId| event.kv.key == format!("{}{}", self.address.of(key), level(me));
             match watch {
                 Watch::Turn(me) | Watch::Hold(me) if own(*me) => match &*event.kv.value {
                     _ if event.is_end() => Told::Act,
