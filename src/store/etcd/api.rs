@@ -53,6 +53,14 @@ pub(super) struct Range {
 pub(super) struct Txn {
     pub(super) header: Header,
     pub(super) succeeded: bool,
+    pub(super) responses: Vec<Done>,
+}
+
+/// What one operation of a transaction came to.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Done {
+    pub(super) response_range: Range,
 }
 
 /// What is said of a lease.
@@ -111,9 +119,10 @@ pub(super) struct Refusal {
     pub(super) message: String,
 }
 
-/// Several operations, of which all are done or none, if all that is compared is as it should be.
-pub(super) fn txn(compare: &[Value], success: &[Value]) -> Request {
-    Request { path: "/v3/kv/txn", body: json!({ "compare": compare, "success": success }) }
+/// Several operations, of which all are done or none, if something is as it should be. Else all keys up to an end are read.
+pub(super) fn txn(compare: &Value, success: &[Value], (from, end): (&str, &str)) -> Request {
+    let read = json!({ "request_range": all(from, end).body });
+    Request { path: "/v3/kv/txn", body: json!({ "compare": [compare], "success": success, "failure": [read] }) }
 }
 
 /// That a key was written last at this revision; with 0, that it is not there.

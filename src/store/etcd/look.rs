@@ -99,6 +99,30 @@ impl EtcdRegister {
         for (key, answer) in keys.iter().zip(answers) {
             found.push(self.found(key, read(answer)?));
         }
+        self.complete(connection, found, me, (at, until))
+    }
+
+    /// What there is of a key, given what was read since that moment.
+    pub(super) fn reading(
+        &self,
+        connection: &mut Connection,
+        key: &Key,
+        range: Range,
+        me: Option<LevelId>,
+        times: (Moment, Moment),
+    ) -> Result<Reading, Failure> {
+        let mut all = self.complete(connection, vec![self.found(key, range)], me, times)?;
+        all.pop().ok_or(Failure::Garbage)?
+    }
+
+    /// Adds what there is to know of those who live.
+    fn complete(
+        &self,
+        connection: &mut Connection,
+        found: Vec<Result<Reading, Failure>>,
+        me: Option<LevelId>,
+        (at, until): (Moment, Moment),
+    ) -> Result<Vec<Result<Reading, Failure>>, Failure> {
         // Of those who hold it matters how long they may count on it.
         let unknown: Vec<(String, Life)> =
             found.iter().flatten().flat_map(|reading| self.not_seen_before(reading)).collect();

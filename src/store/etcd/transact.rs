@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::address::{level, min_hold};
-use super::api::{self, LeaseLeft, Request};
+use super::address::{end_of, level, min_hold};
+use super::api::{self, LeaseLeft, Range, Request};
 use super::connection::{Connection, read};
 use super::look::{Life, Reading, names};
 use super::trouble::Failure;
@@ -36,6 +36,12 @@ enum Mine {
     Waits,
 }
 
+impl Written {
+    fn if_so(done: bool) -> Self {
+        if done { Self::Nothing } else { Self::Not(None) }
+    }
+}
+
 /// A change on its way.
 struct Change<'a> {
     register: &'a EtcdRegister,
@@ -44,6 +50,16 @@ struct Change<'a> {
     until: Moment,
     /// A lease of etcd's that was made for it and is not used yet: for how long, and when.
     spare: Option<(i64, Duration, Moment)>,
+}
+
+/// What became of a write.
+enum Written {
+    /// At which revision.
+    At(i64),
+    /// There was nothing to write.
+    Nothing,
+    /// Somebody was faster, or a lease has ended. What was read in the place of it, since that moment.
+    Not(Option<(Moment, Range)>),
 }
 
 /// A lease of etcd's to tie a sign of life to.
@@ -68,31 +84,36 @@ impl EtcdRegister {
         let mut lost = 0;
         loop {
             let (record, answer) = applied(&reading, me, &mut change);
-            let done = match &record {
-                // Nothing is to be written.
-                None => true,
-                Some(record) => {
-                    // A grant that got no answer may still come, unless its lease is gone.
-                    let taken_back = course.take_back(&mut connection, record);
-                    !taken_back.map_err(|failure| failure.by(&server).before())?
-                        && course.write(&mut connection, &reading, record).map_err(|failure| failure.by(&server))?
-                }
-            };
-            if done {
-                if let Some(record) = &record {
-                    course.clean_up(&mut connection, &reading, record);
-                }
+            let Some(record) = record else {
                 self.keep(connection);
                 return Ok(answer);
+            };
+            // A grant that got no answer may still come, unless its lease is gone.
+            let taken_back = course.take_back(&mut connection, &record);
+            let mut now = None;
+            if !taken_back.map_err(|failure| failure.by(&server).before())? {
+                match course.write(&mut connection, &reading, &record).map_err(|failure| failure.by(&server))? {
+                    Written::At(_) | Written::Nothing => {
+                        course.clean_up(&mut connection, &reading, &record);
+                        self.keep(connection);
+                        return Ok(answer);
+                    }
+                    Written::Not(read) => now = read,
+                }
             }
             if until.left().is_zero() {
                 return Err(Failure::Contended.by(&server).before());
             }
-            if !me.is_some_and(|me| matches!(reading.seen.standing(me), Standing::Holding { .. })) {
-                std::thread::sleep(some_of(PAUSE.0 * lost).min(until.left()));
+            if !is_urgent(me, &reading.seen) {
+                let pause = some_of(PAUSE.0 * lost).min(until.left());
+                std::thread::sleep(pause);
                 lost = PAUSE.1.min(lost + 1);
+                now = now.filter(|_| pause.is_zero());
             }
-            let again = self.look_at(&mut connection, key, me, until);
+            let again = match now {
+                Some((at, range)) => self.reading(&mut connection, key, range, me, (at, until)),
+                None => self.look_at(&mut connection, key, me, until),
+            };
             reading = again.map_err(|failure| failure.by(&server).before())?;
         }
     }
@@ -115,9 +136,9 @@ impl EtcdRegister {
 
 impl Change<'_> {
     /// Writes what has changed. Whether nobody was faster.
-    fn write(&mut self, connection: &mut Connection, reading: &Reading, record: &Record) -> Result<bool, Failure> {
+    fn write(&mut self, connection: &mut Connection, reading: &Reading, record: &Record) -> Result<Written, Failure> {
         if *record == reading.seen {
-            return Ok(true);
+            return Ok(Written::Nothing);
         }
         let mine = self.me.and_then(|me| Some((me, mine(me, reading, record)?)));
         let life_of = |me: LevelId| reading.lives.get(&level(me)).copied();
@@ -127,7 +148,7 @@ impl Change<'_> {
         {
             return match mine {
                 Mine::Holds(ttl) => self.renew(connection, me, life, ttl, reading),
-                Mine::Waits => self.register.sign(connection, me, life, self.until),
+                Mine::Waits => Ok(Written::if_so(self.register.sign(connection, me, life, self.until)?)),
             };
         }
         let address = &self.register.address;
@@ -140,7 +161,7 @@ impl Change<'_> {
                 // Its sign of life is there, and only begins anew.
                 (Mine::Waits, Some(life)) => {
                     if !self.register.sign(connection, me, life, self.until)? {
-                        return Ok(false);
+                        return Ok(Written::Not(None));
                     }
                     None
                 }
@@ -162,11 +183,40 @@ impl Change<'_> {
         success.extend(farewells(&prefix, reading, record));
         success.extend(news(&prefix, reading, record, self.me));
         success.truncate(MOST_OPERATIONS);
-        let compare = [api::is_at(&name, reading.written)];
-        let swapped = swap(connection, making, api::txn(&compare, &success), self.until)?;
-        let Some(revision) = swapped else { return Ok(false) };
-        self.has_come(revision, shown);
-        Ok(true)
+        let written = self.swap(connection, making, &api::is_at(&name, reading.written), &success)?;
+        if let Written::At(revision) = written {
+            self.has_come(revision, shown);
+        }
+        Ok(written)
+    }
+
+    /// Makes leases, and does what needs them if this is so. A member does one after the other, so all of it is sent at once.
+    fn swap(
+        &self,
+        connection: &mut Connection,
+        making: impl IntoIterator<Item = Request>,
+        compare: &Value,
+        success: &[Value],
+    ) -> Result<Written, Failure> {
+        let at = Moment::now();
+        let of = self.register.address.of(self.key);
+        let txn = api::txn(compare, success, (&of, &end_of(&of)));
+        let requests: Vec<Request> = making.into_iter().chain([txn]).collect();
+        let mut answers = connection.ask_all(&requests, self.until)?;
+        let swapped = answers.pop().ok_or(Failure::Garbage)?;
+        // Without its lease the transaction was not done.
+        for made in answers {
+            read::<Value>(made).map_err(Failure::before)?;
+        }
+        match read::<api::Txn>(swapped) {
+            Ok(txn) if txn.succeeded => Ok(Written::At(txn.header.revision)),
+            Ok(txn) => {
+                let done = txn.responses.into_iter().next();
+                Ok(Written::Not(done.map(|done| (at, Range { header: txn.header, ..done.response_range }))))
+            }
+            Err(failure) if failure.refusal().is_some_and(api::Refusal::is_ended_lease) => Ok(Written::Not(None)),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// It is known what became of the leases that were made for this.
@@ -188,23 +238,22 @@ impl Change<'_> {
         life: Life,
         ttl: Duration,
         reading: &Reading,
-    ) -> Result<bool, Failure> {
+    ) -> Result<Written, Failure> {
         let sent = Moment::now();
         // It never ends sooner than it would have.
         let ttl = ttl.max(self.register.left_of(&level(me), life.revision));
         let lease = self.lease(me, ttl)?;
         let name = format!("{}{}", self.register.address.of(self.key), level(me));
-        let renewal = api::txn(&[api::is_at(&name, life.revision)], &[api::put(&name, b"", Some(lease.id))]);
-        match swap(connection, lease.making, renewal, self.until) {
+        let renewal = [api::put(&name, b"", Some(lease.id))];
+        match self.swap(connection, lease.making, &api::is_at(&name, life.revision), &renewal) {
             Err(failure) if failure.refusal().is_some_and(api::Refusal::is_full) => {
-                self.hold_on(connection, me, life, reading)
+                Ok(Written::if_so(self.hold_on(connection, me, life, reading)?))
             }
-            Err(failure) => Err(failure),
-            Ok(None) => Ok(false),
-            Ok(Some(revision)) => {
+            Ok(Written::At(revision)) => {
                 self.has_come(revision, Some((level(me), sent.after(ttl))));
-                Ok(true)
+                Ok(Written::At(revision))
             }
+            written => written,
         }
     }
 
@@ -268,6 +317,15 @@ impl Change<'_> {
             log::info!("a lease of etcd's was left to end by itself: {}", self.register.error(failure));
         }
     }
+}
+
+/// Whether nobody is to be kept out of the way of: we hold the key, or it was offered to us.
+fn is_urgent(me: Option<LevelId>, seen: &Record) -> bool {
+    me.is_some_and(|me| match seen.standing(me) {
+        Standing::Holding { .. } => true,
+        Standing::Waiting(at) => seen.queue[at].offered_at.is_some(),
+        Standing::Gone => false,
+    })
 }
 
 /// Signs of life that belong to nobody any more.
@@ -345,28 +403,6 @@ fn is_that_all(me: LevelId, reading: &Reading, record: &Record) -> bool {
         waiter.until = before.and_then(|before| before.until);
     }
     as_before == reading.seen && reading.kept.is_some()
-}
-
-/// Makes leases, and does a transaction that needs them. The revision that it made; nothing, if somebody was faster, or a
-/// lease had ended. A member does one after the other, so all of it is sent at once.
-fn swap(
-    connection: &mut Connection,
-    making: impl IntoIterator<Item = Request>,
-    txn: Request,
-    until: Moment,
-) -> Result<Option<i64>, Failure> {
-    let requests: Vec<Request> = making.into_iter().chain([txn]).collect();
-    let mut answers = connection.ask_all(&requests, until)?;
-    let swapped = answers.pop().ok_or(Failure::Garbage)?;
-    // Without its lease the transaction was not done.
-    for made in answers {
-        read::<Value>(made).map_err(Failure::before)?;
-    }
-    match read::<api::Txn>(swapped) {
-        Ok(txn) => Ok(txn.succeeded.then_some(txn.header.revision)),
-        Err(failure) if failure.refusal().is_some_and(api::Refusal::is_ended_lease) => Ok(None),
-        Err(failure) => Err(failure),
-    }
 }
 
 /// Ends a lease, if it has not ended.

@@ -98,7 +98,10 @@ impl EtcdRegister {
         }
         let Some(ear) = ear else { return Ok(false) };
         let sign = plan.signed.map(|signed| signed.since(now).saturating_sub(SIGN_WITHIN));
-        let instant = plan.instant.filter(|_| plan.watches).map(|instant| instant.since(now));
+        // Those at the head see to what is overdue. Whoever finds that somebody was offered the key sees to that, too: they
+        // may be frozen.
+        let is_offered = reading.seen.queue.iter().any(|waiter| waiter.offered_at.is_some());
+        let instant = plan.instant.filter(|_| plan.watches || is_offered).map(|instant| instant.since(now));
         let spans = [sign, instant, Some(UNTOLD)].into_iter().flatten();
         let mut wake = spans.map(|span| heard.after(span)).chain(until).min().unwrap_or(heard);
         let is_next = matches!(watch, Watch::Turn(me) if reading.seen.standing(*me) == Standing::Waiting(0));
