@@ -10,7 +10,7 @@
 //! has seen a holder live counts it as living for as long as its holder may, unless that one gives the key back. Others leave
 //! it to those at the head of the queue to see that it is dead.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::address::{RECORD, end_of, level, min_hold};
@@ -19,7 +19,7 @@ use super::connection::{Connection, read};
 use super::trouble::Failure;
 use super::{EtcdRegister, lock};
 use crate::clock::Moment;
-use crate::model::{Key, LevelId, Record, RecordError, SIGN_OF_LIFE, Stamp};
+use crate::model::{Key, LevelId, Record, RecordError, SIGN_OF_LIFE, Stamp, Standing};
 use crate::store::turn::WATCHERS;
 
 /// Etcd tells what is left of a lease in whole seconds.
@@ -62,6 +62,16 @@ pub(super) struct Sightings {
 }
 
 impl Reading {
+    /// What there is once this record was written at a revision, with a sign of life of ours that is new.
+    pub(super) fn after(&self, record: &Record, revision: i64, shown: Option<(String, i64)>) -> Self {
+        let left: BTreeSet<String> = names(record).collect();
+        let mut lives = self.lives.clone();
+        lives.retain(|name, _| left.contains(name));
+        lives.extend(shown.map(|(name, lease)| (name, Life { revision, lease })));
+        let record = record.clone();
+        Self { revision, written: revision, kept: Some(record.clone()), seen: record, lives, lost: None, ..*self }
+    }
+
     /// The record as an operation would find it.
     pub(super) fn looked_at(self) -> Option<Record> {
         self.kept.is_some().then(|| self.seen.seen(&self.now))
@@ -123,9 +133,8 @@ impl EtcdRegister {
         me: Option<LevelId>,
         (at, until): (Moment, Moment),
     ) -> Result<Vec<Result<Reading, Failure>>, Failure> {
-        // Of those who hold it matters how long they may count on it.
         let unknown: Vec<(String, Life)> =
-            found.iter().flatten().flat_map(|reading| self.not_seen_before(reading)).collect();
+            found.iter().flatten().flat_map(|reading| self.not_seen_before(reading, me)).collect();
         if !unknown.is_empty() {
             let requests: Vec<Request> = unknown.iter().map(|(_, life)| api::time_to_live(life.lease)).collect();
             let answers = connection.ask_all(&requests, until)?;
@@ -169,14 +178,18 @@ impl EtcdRegister {
         lock(&self.clock).unwrap_or_else(own)
     }
 
-    /// Signs of life of those who hold that were not seen as they are now.
-    fn not_seen_before(&self, reading: &Reading) -> Vec<(String, Life)> {
+    /// Signs of life that were not seen as they are now, of those who hold: it matters how long they may count on it to
+    /// whoever looks on, or waits at the head of the queue. Our own matters always.
+    fn not_seen_before(&self, reading: &Reading, me: Option<LevelId>) -> Vec<(String, Life)> {
         let sightings = lock(&self.sightings);
+        let matters = me.is_none_or(|me| matches!(reading.seen.standing(me), Standing::Waiting(at) if at < WATCHERS));
         let names = reading.seen.holders.iter().flat_map(|hold| {
             hold.levels.iter().map(|of| level(of.id)).chain(hold.hold_until.map(|_| min_hold(hold.lease)))
         });
         let known = |name: &str, life: &Life| sightings.lives.get(name).is_some_and(|seen| seen.0 == life.revision);
         let living = names.filter_map(|name| Some((reading.lives.get(&name).copied()?, name)));
+        let own = me.map(level);
+        let living = living.filter(|(_, name)| matters || Some(name) == own.as_ref());
         living.filter(|(life, name)| !known(name, life)).map(|(life, name)| (name, life)).collect()
     }
 

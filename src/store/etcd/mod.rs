@@ -46,6 +46,8 @@ pub struct EtcdRegister {
     sightings: Mutex<Sightings>,
     /// Leases that were made for a level, until it is known what became of it.
     made: Mutex<HashMap<LevelId, Vec<i64>>>,
+    /// What we left behind of a key when we began to wait for it, and when.
+    queued: Mutex<Option<(LevelId, Reading, Moment)>>,
     /// Tests rule time; nobody else does.
     clock: Mutex<Option<Stamp>>,
 }
@@ -65,6 +67,7 @@ impl EtcdRegister {
             first: AtomicUsize::new(0),
             sightings: Mutex::default(),
             made: Mutex::default(),
+            queued: Mutex::default(),
             clock: Mutex::default(),
         }
     }

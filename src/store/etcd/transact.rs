@@ -172,7 +172,7 @@ impl Change<'_> {
                 let lease = self.lease(me, span)?;
                 making.extend(lease.making);
                 success.push(api::put(&format!("{prefix}{}", level(me)), b"", Some(lease.id)));
-                shown = Some((level(me), Moment::now().after(span)));
+                shown = Some((lease.id, Moment::now().after(span)));
             }
             if let Some(span) = new_min_hold(me, reading, record) {
                 let lease = self.new_lease(me, span)?;
@@ -185,7 +185,11 @@ impl Change<'_> {
         success.truncate(MOST_OPERATIONS);
         let written = self.swap(connection, making, &api::is_at(&name, reading.written), &success)?;
         if let Written::At(revision) = written {
-            self.has_come(revision, shown);
+            self.has_come(revision, shown.map(|(_, end)| end));
+            if let Some(me) = self.me.filter(|me| matches!(record.standing(*me), Standing::Waiting(_))) {
+                let left = reading.after(record, revision, shown.map(|(id, _)| (level(me), id)));
+                *lock(&self.register.queued) = Some((me, left, Moment::now()));
+            }
         }
         Ok(written)
     }
@@ -220,12 +224,12 @@ impl Change<'_> {
     }
 
     /// It is known what became of the leases that were made for this.
-    fn has_come(&mut self, revision: i64, shown: Option<(String, Moment)>) {
+    fn has_come(&mut self, revision: i64, shown_until: Option<Moment>) {
         self.spare = None;
-        if let Some((name, end)) = shown {
-            self.register.saw(&name, revision, end);
-        }
         if let Some(me) = self.me {
+            if let Some(end) = shown_until {
+                self.register.saw(&level(me), revision, end);
+            }
             lock(&self.register.made).remove(&me);
         }
     }
@@ -250,7 +254,7 @@ impl Change<'_> {
                 Ok(Written::if_so(self.hold_on(connection, me, life, reading)?))
             }
             Ok(Written::At(revision)) => {
-                self.has_come(revision, Some((level(me), sent.after(ttl))));
+                self.has_come(revision, Some(sent.after(ttl)));
                 Ok(Written::At(revision))
             }
             written => written,

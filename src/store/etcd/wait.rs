@@ -3,22 +3,25 @@
 
 use std::time::Duration;
 
-use super::EtcdRegister;
 use super::address::{end_of, level};
 use super::api::{self, Event, Watched};
 use super::connection::{Connection, Watching};
 use super::look::Reading;
 use super::trouble::Failure;
+use super::{EtcdRegister, lock};
 use crate::clock::Moment;
 use crate::model::{Key, LevelId, SIGN_OF_LIFE, Standing};
 use crate::store::Watch;
-use crate::store::turn::{ACT, SIGN_WITHIN, plan};
+use crate::store::turn::{ACT, SIGN_WITHIN, WATCHERS, plan};
 
 /// Whoever was told nothing looks so often: what a member tells may be lost between here and there.
 const UNTOLD: Duration = Duration::from_secs(15);
 
 /// Whoever is not the next leaves it for so long to those ahead to see to what has ended.
 const AHEAD: Duration = Duration::from_millis(300);
+
+/// What was left behind so long ago has to be looked at again.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// What to do about what was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,10 +52,15 @@ impl EtcdRegister {
             Watch::Ends(_) => None,
         };
         let mut ear: Option<Ear> = None;
+        let mut known = self.left_behind(watch);
         loop {
             let by = Moment::now().after(limit);
-            let (mut connection, reading) =
-                self.with_connection(by, |connection, by| self.look_at(connection, key, me, by))?;
+            let (mut connection, reading) = match known.take() {
+                Some(reading) => {
+                    self.with_connection(by, |_, _| Ok(())).map(|(connection, ())| (connection, reading))?
+                }
+                None => self.with_connection(by, |connection, by| self.look_at(connection, key, me, by))?,
+            };
             let server = connection.server.clone();
             let slept = self.sleep(&mut connection, &mut ear, (key, watch), &reading, (until, by));
             if slept.is_ok() {
@@ -62,6 +70,14 @@ impl EtcdRegister {
                 return Ok(());
             }
         }
+    }
+
+    /// What there was when we began to wait just now, unless we have to know more of those who hold.
+    fn left_behind(&self, watch: &Watch) -> Option<Reading> {
+        let (of, reading, at) = lock(&self.queued).take()?;
+        let Watch::Turn(me) = watch else { return None };
+        let is_far = matches!(reading.seen.standing(*me), Standing::Waiting(at) if at >= WATCHERS);
+        (of == *me && is_far && Moment::now().since(at) < FRESH).then_some(reading)
     }
 
     /// Sleeps until it is time to look again; whether it is time to act.
