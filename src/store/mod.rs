@@ -42,7 +42,6 @@ mod wire;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::OwnedFd;
-#[cfg(feature = "etcd")]
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -291,7 +290,6 @@ pub trait Register: Send + Sync {
 }
 
 /// What a thread that panicked left is as good as before, where no change of it takes two steps.
-#[cfg(feature = "etcd")]
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -20,7 +20,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::stat::futimens;
@@ -31,7 +31,7 @@ use self::observe::DirectoryObserver;
 use self::page::{Content, Page};
 use self::reading::{Reading, SETTLED_AFTER};
 use self::watch::Sleeper;
-use super::{Capabilities, Examination, Observer, Register, Scope, StoreError, Trouble, Watch};
+use super::{Capabilities, Examination, Observer, Register, Scope, StoreError, Trouble, Watch, lock as guard};
 use crate::clock::Moment;
 use crate::model::{Clock, Key, LevelId, Record, Stamp};
 
@@ -352,11 +352,6 @@ impl FileRegister {
 /// What is in `old` and not in `new`, which are bytes of the same ticket, or empty.
 fn outside(old: &Range<u64>, new: &Range<u64>) -> Range<u64> {
     if new.contains(&old.start) { new.end.min(old.end)..old.end } else { old.clone() }
-}
-
-/// A panic elsewhere does not make a map of ours wrong.
-fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn wall_clock() -> i64 {

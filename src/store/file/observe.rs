@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::page::{self, Content};
 use super::watch::{WITHOUT_BELL, timeout};
 use crate::model::{Key, Record, Role};
 use crate::signal;
-use crate::store::{Changed, Observer, StoreError};
+use crate::store::{Changed, Observer, StoreError, lock as guard};
 
 /// On how many bytes at once somebody sleeps, each in a thread of its own. Beyond that it is looked at what the
 /// kernel would tell.
@@ -105,7 +105,7 @@ impl DirectoryObserver {
 
     /// What the bell told.
     fn rung(&mut self) -> Result<Changed, StoreError> {
-        let mut keys = std::mem::take(&mut self.woken.lock().0);
+        let mut keys = std::mem::take(&mut self.woken.state().0);
         let _ = self.woken.bell.read();
         let events = self.bell.as_ref().map(Inotify::read_events);
         let events = match events {
@@ -167,14 +167,14 @@ impl Observer for DirectoryObserver {
 }
 
 impl Woken {
-    fn lock(&self) -> std::sync::MutexGuard<'_, (BTreeSet<Key>, usize)> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, (BTreeSet<Key>, usize)> {
+        guard(&self.keys)
     }
 
     /// Puts a thread to sleep until nobody has the byte locked; no if there are too many already.
     fn sleep(self: &Arc<Self>, key: &Key, file: &Arc<File>, byte: u64) -> io::Result<bool> {
         {
-            let mut state = self.lock();
+            let mut state = self.state();
             if state.1 >= MAX_ASLEEP {
                 return Ok(false);
             }
@@ -185,7 +185,7 @@ impl Woken {
             if lock::await_unlock(&file, byte).is_ok() {
                 let _ = lock::unlock(&file, &(byte..byte + 1));
             }
-            let mut state = woken.lock();
+            let mut state = woken.state();
             state.0.insert(key);
             state.1 -= 1;
             drop(state);

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::lock::{self, place};
 use crate::model::{Hold, Mode, OFFER, Record, Role, Stamp, Standing};
-use crate::store::Watch;
+use crate::store::{Watch, lock as guard};
 
 /// How often the file is looked at where the kernel has no more inotify instances to give
 /// (`fs.inotify.max_user_instances`).
@@ -154,7 +154,7 @@ impl Sleeper {
     }
 
     fn put_thread_to_sleep(&self, byte: u64) -> io::Result<()> {
-        let asleep = |shared: &Shared| shared.asleep.lock().unwrap_or_else(PoisonError::into_inner).insert(byte);
+        let asleep = |shared: &Shared| guard(&shared.asleep).insert(byte);
         if !asleep(&self.shared) {
             return Ok(());
         }
@@ -164,7 +164,7 @@ impl Sleeper {
             if lock::await_unlock(&file, byte).is_ok() {
                 let _ = lock::unlock(&file, &(byte..byte + 1));
             }
-            shared.asleep.lock().unwrap_or_else(PoisonError::into_inner).remove(&byte);
+            guard(&shared.asleep).remove(&byte);
             let _ = shared.woken.write(1);
         };
         thread::Builder::new().name("waiter".into()).stack_size(64 << 10).spawn(sleep).map(drop)

@@ -17,8 +17,8 @@ mod wait;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use address::Address as NatsAddress;
@@ -27,7 +27,7 @@ use login::TlsConfig;
 use trouble::Failure;
 use value::Reading;
 
-use super::{Capabilities, Examination, Inspected, Observer, Register, Scope, SetUp, StoreError, Watch};
+use super::{Capabilities, Examination, Inspected, Observer, Register, Scope, SetUp, StoreError, Watch, lock};
 use crate::clock::Moment;
 use crate::model::{Clock, Key, LevelId, Record, Stamp};
 
@@ -302,9 +302,4 @@ impl fmt::Debug for NatsRegister {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NatsRegister").field("address", &self.address).finish_non_exhaustive()
     }
-}
-
-/// What a thread that panicked left is as good as before: no change of it takes two steps.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -17,8 +17,8 @@ mod wait;
 use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ use tls::TlsConfig;
 use transact::Stuck;
 use trouble::Failure;
 
-use super::{Capabilities, Examination, Inspected, Observer, Register, Scope, SetUp, StoreError, Watch};
+use super::{Capabilities, Examination, Inspected, Observer, Register, Scope, SetUp, StoreError, Watch, lock};
 use crate::clock::Moment;
 use crate::model::{Clock, Key, LevelId, Record, RecordError, Stamp};
 
@@ -336,9 +336,4 @@ impl fmt::Debug for PostgresRegister {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresRegister").field("address", &self.address).finish_non_exhaustive()
     }
-}
-
-/// What a thread that panicked left is as good as before: no change of it takes two steps.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

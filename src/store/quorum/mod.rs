@@ -15,7 +15,7 @@ mod wait;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use node::{Answered, Node, Round, silence};
@@ -24,7 +24,7 @@ pub use voter::{Origin, Tenure, Vote, Voter};
 
 use super::nodes;
 use super::observers::Observers;
-use super::{Capabilities, Examination, Inspected, Listing, Observer, Scope, Store, StoreError, Trouble, Watch};
+use super::{Capabilities, Examination, Inspected, Listing, Observer, Scope, Store, StoreError, Trouble, Watch, lock};
 use crate::clock::Moment;
 use crate::model::{
     Answer, Ask, Ending, Info, Key, LeaseId, LevelId, Record, Refusal, Released, Renewed, Stamp, Unlocked,
@@ -185,11 +185,6 @@ impl Quorum {
             _ => Err(self.too_few(errors)),
         }
     }
-}
-
-/// What a thread that panicked left is as good as before: no change of it takes two steps.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Quorum {

@@ -4,14 +4,14 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use super::Voter;
 use crate::clock::Moment;
 use crate::signal;
-use crate::store::{StoreError, Trouble};
+use crate::store::{StoreError, Trouble, lock};
 
 /// What a thread of a node needs at most; that of a program's first thread would be 8 MiB.
 const STACK: usize = 512 << 10;
@@ -60,7 +60,7 @@ impl Node {
 
     /// Has something asked; whether something else was still to be answered.
     fn enqueue(&self, job: Job) -> io::Result<bool> {
-        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut work = lock(&self.work);
         if work.is_none() {
             let (sender, jobs) = mpsc::channel();
             let (store, undone) = (Arc::clone(&self.store), Arc::clone(&self.undone));

@@ -24,7 +24,7 @@ mod wait;
 use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -41,7 +41,7 @@ use router::{Request, Router};
 use trouble::Failure;
 use wait::Place;
 
-use super::{Capabilities, Examination, Inspected, Listing, Observer, Scope, Store, StoreError, Watch};
+use super::{Capabilities, Examination, Inspected, Listing, Observer, Scope, Store, StoreError, Watch, lock};
 use crate::clock::Moment;
 use crate::model::{
     Answer, Ask, Ending, Info, Key, LeaseId, LevelId, Patience, Record, Released, Renewed, SIGN_OF_LIFE, Stamp,
@@ -415,11 +415,6 @@ fn good_for(ask: &Ask) -> Duration {
 
 fn micros(span: Duration) -> String {
     span.as_micros().to_string()
-}
-
-/// What a thread that panicked left is as good as before: no change of it takes two steps.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
