@@ -34,13 +34,13 @@ mod ring;
 mod socket;
 #[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 mod tls;
+mod trouble;
 #[cfg(any(feature = "etcd", feature = "nats", feature = "postgres"))]
 mod turn;
 #[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 mod wire;
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -61,6 +61,7 @@ pub use redis::{Address, Nodes, RedisStore};
 pub use registry::{BadUrl, Intent, Url, open, open_guards};
 #[cfg(feature = "redis")]
 pub use ring::{Connect, List, Node, Outcome, Past, Ring, Roll, Step, Told};
+pub use trouble::{StoreError, Trouble};
 
 use crate::model::{
     Answer, Ask, Clock, Ending, Info, Key, LeaseId, LevelId, Mode, Record, Released, Renewed, Stamp, Unlocked,
@@ -405,54 +406,3 @@ impl Capabilities {
         }
     }
 }
-
-/// What kind of trouble it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
-    /// The store cannot be reached; trying again may help.
-    Unreachable,
-    /// Another client holds up the store.
-    Stuck,
-    /// The store refused us.
-    Refused,
-    /// The store was not made ready for locks: see [`Store::set_up`].
-    Unprepared,
-    /// The store is not as it must be, or is newer than we are.
-    Unfit,
-    /// The lock directory or a file in it cannot be trusted.
-    Untrusted,
-    /// The operating system refused.
-    Os,
-}
-
-/// Why a store did not answer.
-#[derive(Clone, Debug)]
-pub struct StoreError {
-    /// The kind of trouble.
-    pub trouble: Trouble,
-    /// Whether the store may have done what was asked, and only the answer is missing.
-    pub maybe_done: bool,
-    /// What happened, cause last.
-    pub words: String,
-}
-
-impl StoreError {
-    /// An error with its words.
-    pub fn new(trouble: Trouble, words: impl fmt::Display) -> Self {
-        Self { trouble, maybe_done: true, words: words.to_string() }
-    }
-
-    /// The same, where it is known that nothing was done.
-    #[must_use]
-    pub fn before_anything(self) -> Self {
-        Self { maybe_done: false, ..self }
-    }
-}
-
-impl fmt::Display for StoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.words)
-    }
-}
-
-impl std::error::Error for StoreError {}
