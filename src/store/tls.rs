@@ -1,24 +1,17 @@
 //! TLS: whom to trust, and who we are. With `ring`, so that nothing but Rust and a C compiler builds it.
 
-#[cfg(feature = "etcd")]
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-#[cfg(any(feature = "etcd", feature = "redis"))]
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::WantsClientCert;
 use rustls::crypto::CryptoProvider;
-#[cfg(feature = "etcd")]
-use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
-#[cfg(feature = "etcd")]
-use rustls::{ClientConnection, StreamOwned};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, ConfigBuilder, RootCertStore};
 
 use super::Trouble;
-#[cfg(feature = "etcd")]
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres"))]
 use super::wire::{Stream, Wire};
 
 /// Files in PEM that TLS needs.
@@ -31,22 +24,28 @@ pub(super) struct Tls {
 }
 
 /// The settings for TLS, read once.
-#[cfg(any(feature = "etcd", feature = "redis"))]
 #[derive(Debug, Default)]
 pub(super) struct TlsConfig(OnceLock<Arc<ClientConfig>>);
 
-#[cfg(any(feature = "etcd", feature = "redis"))]
 impl TlsConfig {
-    /// The settings, from the files that `tls` names.
+    /// What begins TLS with whoever has a certificate for this host. The first one has the settings `read`.
     ///
     /// # Errors
-    /// Why these cannot be used.
-    pub(super) fn get(&self, tls: &Tls) -> Result<Arc<ClientConfig>, String> {
-        if let Some(config) = self.0.get() {
-            return Ok(Arc::clone(config));
-        }
-        let config = Arc::new(read(tls)?);
-        Ok(Arc::clone(self.0.get_or_init(|| config)))
+    /// Why these cannot be used, or not with this host.
+    pub(super) fn session(
+        &self,
+        host: &str,
+        read: impl FnOnce() -> Result<ClientConfig, String>,
+    ) -> Result<ClientConnection, String> {
+        let config = if let Some(config) = self.0.get() {
+            config
+        } else {
+            let config = Arc::new(read()?);
+            self.0.get_or_init(|| config)
+        };
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| format!("'{host}' is no name that a certificate can have"))?;
+        ClientConnection::new(Arc::clone(config), name).map_err(|error| format!("tls: {error}"))
     }
 }
 
@@ -96,16 +95,13 @@ pub(super) fn roots(tls: &Tls) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// Speaks TLS with whoever is at the other end, which has to have a certificate for this host.
-#[cfg(feature = "etcd")]
-pub(super) fn secured(mut wire: Wire, host: &str, config: Arc<ClientConfig>) -> io::Result<Stream> {
-    let name = ServerName::try_from(host.to_owned())
-        .map_err(|_| io::Error::other(format!("'{host}' is no name that a certificate can have")))?;
-    let mut session = ClientConnection::new(config, name).map_err(io::Error::other)?;
+/// Speaks TLS with whoever is at the other end.
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres"))]
+pub(super) fn secured(mut wire: Wire, mut session: ClientConnection) -> io::Result<Stream> {
     while session.is_handshaking() {
         session.complete_io(&mut wire)?;
     }
-    Ok(Stream::Tls(Box::new(StreamOwned::new(session, wire))))
+    Ok(Stream::tls(session, wire))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {

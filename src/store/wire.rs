@@ -28,6 +28,10 @@ pub(super) struct Wire {
 }
 
 impl Stream {
+    pub(super) fn tls(session: ClientConnection, wire: Wire) -> Self {
+        Self::Tls(Box::new(StreamOwned::new(session, wire)))
+    }
+
     pub(super) fn wire(&mut self) -> &mut Wire {
         match self {
             Self::Plain(wire) => wire,

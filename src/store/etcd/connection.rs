@@ -13,7 +13,7 @@ use super::trouble::Failure;
 use crate::clock::Moment;
 use crate::store::lock;
 use crate::store::socket::Endpoint;
-use crate::store::tls::{TlsConfig, secured};
+use crate::store::tls::{self, TlsConfig};
 use crate::store::wire::{Stream, Wire};
 
 /// How long the head of an answer may be, and how many lines it may have.
@@ -90,8 +90,8 @@ impl Connection {
         let socket = Wire::over(server.connect(until)?, until);
         let stream = match server {
             Endpoint::Tcp(host, _) if address.secure => {
-                let config = config.get(&address.tls).map_err(Failure::Settings)?;
-                secured(socket, host, config).map_err(Failure::from).map_err(Failure::in_handshake)?
+                let session = config.session(host, || tls::read(&address.tls)).map_err(Failure::Settings)?;
+                tls::secured(socket, session).map_err(Failure::from).map_err(Failure::in_handshake)?
             }
             _ => Stream::Plain(socket),
         };

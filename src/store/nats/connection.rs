@@ -8,10 +8,11 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::address::Address;
-use super::login::{self, TlsConfig};
+use super::login;
 use super::trouble::Failure;
 use crate::clock::Moment;
 use crate::store::socket::Endpoint;
+use crate::store::tls::TlsConfig;
 use crate::store::wire::Stream;
 
 /// How long a line of the protocol may be: what a server says of itself names all servers of its cluster.

@@ -1,12 +1,9 @@
 //! How one is let in: TLS, and what shows who we are (NATS, "Client Protocol", CONNECT).
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::{Map, Value, json};
 
 use super::address::{Access, Address};
@@ -15,22 +12,8 @@ use super::nkey::Seed;
 use super::trouble::Failure;
 use crate::clock::Moment;
 use crate::store::socket::Endpoint;
-use crate::store::tls;
+use crate::store::tls::{self, TlsConfig};
 use crate::store::wire::{Stream, Wire};
-
-/// The settings for TLS, read once.
-#[derive(Debug, Default)]
-pub(super) struct TlsConfig(OnceLock<Arc<ClientConfig>>);
-
-impl TlsConfig {
-    fn get(&self, address: &Address) -> Result<Arc<ClientConfig>, Failure> {
-        if let Some(config) = self.0.get() {
-            return Ok(Arc::clone(config));
-        }
-        let config = Arc::new(tls::read(&address.tls).map_err(Failure::Settings)?);
-        Ok(Arc::clone(self.0.get_or_init(|| config)))
-    }
-}
 
 /// Connects to a server, and logs in.
 pub(super) fn connect(
@@ -68,14 +51,9 @@ pub(super) fn connect(
 }
 
 fn secured(stream: Stream, server: &Endpoint, address: &Address, config: &TlsConfig) -> Result<Stream, Failure> {
-    let (Stream::Plain(mut socket), Endpoint::Tcp(host, _)) = (stream, server) else { return Err(Failure::Garbage) };
-    let name = ServerName::try_from(host.clone())
-        .map_err(|_| Failure::Settings(format!("'{host}' is no name that a certificate can have")))?;
-    let mut session = ClientConnection::new(config.get(address)?, name).map_err(Failure::Tls)?;
-    while session.is_handshaking() {
-        session.complete_io(&mut socket).map_err(io_failure)?;
-    }
-    Ok(Stream::Tls(Box::new(StreamOwned::new(session, socket))))
+    let (Stream::Plain(socket), Endpoint::Tcp(host, _)) = (stream, server) else { return Err(Failure::Garbage) };
+    let session = config.session(host, || tls::read(&address.tls)).map_err(Failure::Settings)?;
+    tls::secured(socket, session).map_err(io_failure)
 }
 
 /// What we say of ourselves.

@@ -23,10 +23,10 @@ use std::time::Duration;
 
 pub use address::Address as NatsAddress;
 use connection::{Connection, plain};
-use login::TlsConfig;
 use trouble::Failure;
 use value::Reading;
 
+use super::tls::TlsConfig;
 use super::{Capabilities, Examination, Inspected, Observer, Register, Scope, SetUp, StoreError, Watch, lock};
 use crate::clock::Moment;
 use crate::model::{Clock, Key, LevelId, Record, Stamp};

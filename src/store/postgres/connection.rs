@@ -13,10 +13,10 @@ use postgres_protocol::message::frontend;
 
 use super::address::Address;
 use super::login;
-use super::tls::TlsConfig;
 use super::trouble::{Failure, Refusal};
 use crate::clock::Moment;
 use crate::store::socket::Endpoint;
+use crate::store::tls::TlsConfig;
 use crate::store::wire::Stream;
 
 /// How long the answer to one request may be. A record with 10,000 waiters has some 4 MiB.

@@ -1,7 +1,6 @@
 //! How one is let in: TLS, the name of the database, and a password (PostgreSQL, "Message Flow").
 
 use std::io::{Read as _, Write as _};
-use std::sync::Arc;
 
 use bytes::BytesMut;
 use fallible_iterator::FallibleIterator as _;
@@ -9,15 +8,14 @@ use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256};
 use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConnection, StreamOwned};
 
 use super::address::{Address, Binding, Mode};
 use super::connection::{Connection, failure};
-use super::tls::{TlsConfig, end_point};
+use super::tls::end_point;
 use super::trouble::{Failure, Refusal};
 use crate::clock::Moment;
 use crate::store::socket::Endpoint;
+use crate::store::tls::{self, TlsConfig};
 use crate::store::wire::{Stream, Wire};
 
 /// Connects to a server, and logs in.
@@ -78,14 +76,8 @@ fn secured(mut socket: Wire, host: &str, address: &Address, config: &TlsConfig) 
         [b'N'] => return Err(Failure::NoTls),
         _ => return Err(Failure::Garbage),
     }
-    let config = config.get(&address.security).map_err(Failure::Settings)?;
-    let name = ServerName::try_from(host.to_owned())
-        .map_err(|_| Failure::Settings(format!("'{host}' is no name that a certificate can have")))?;
-    let mut session = ClientConnection::new(Arc::clone(&config), name).map_err(Failure::Tls)?;
-    while session.is_handshaking() {
-        session.complete_io(&mut socket).map_err(failure)?;
-    }
-    Ok(Stream::Tls(Box::new(StreamOwned::new(session, socket))))
+    let session = config.session(host, || address.security.read()).map_err(Failure::Settings)?;
+    tls::secured(socket, session).map_err(failure)
 }
 
 fn log_in(connection: &mut Connection, address: &Address, until: Moment) -> Result<(), Failure> {

@@ -27,10 +27,10 @@ pub use address::Address as PostgresAddress;
 use connection::{Connection, Done, Statement, plain, with};
 use listen::Channels;
 use table::{CLOCK, Statements};
-use tls::TlsConfig;
 use transact::Stuck;
 use trouble::Failure;
 
+use super::tls::TlsConfig;
 use super::{Capabilities, Examination, Inspected, Observer, Register, Scope, SetUp, StoreError, Watch, lock};
 use crate::clock::Moment;
 use crate::model::{Clock, Key, LevelId, Record, RecordError, Stamp};

@@ -1,7 +1,7 @@
 //! TLS as `sslmode` wants it, and what of a server's certificate a login is bound to.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -13,39 +13,29 @@ use sha2::{Digest as _, Sha256, Sha384, Sha512};
 use super::address::{Mode, Security};
 use crate::store::tls::{self, Tls};
 
-/// The settings for TLS, read once.
-#[derive(Debug, Default)]
-pub(super) struct TlsConfig(OnceLock<Arc<ClientConfig>>);
-
-impl TlsConfig {
-    /// The settings for this much safety.
+impl Security {
+    /// The settings for TLS that are this safe.
     ///
     /// # Errors
     /// Why they cannot be made.
-    pub(super) fn get(&self, security: &Security) -> Result<Arc<ClientConfig>, String> {
-        if let Some(config) = self.0.get() {
-            return Ok(Arc::clone(config));
-        }
-        let mut config = match security.mode {
-            Mode::VerifyFull => tls::read(&security.trusted())?,
+    pub(super) fn read(&self) -> Result<ClientConfig, String> {
+        let mut config = match self.mode {
+            Mode::VerifyFull => tls::read(&self.trusted())?,
             mode => {
-                let roots = if mode == Mode::VerifyCa { Some(tls::roots(&security.trusted())?) } else { None };
+                let roots = if mode == Mode::VerifyCa { Some(tls::roots(&self.trusted())?) } else { None };
                 let builder =
                     ClientConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions();
                 let builder = builder.map_err(|error| format!("tls: {error}"))?;
                 let verifier = Arc::new(AnyName::of(roots)?);
                 let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
-                tls::with_identity(builder, &security.tls)?
+                tls::with_identity(builder, &self.tls)?
             }
         };
         // A server of version 17 or later wants to know what is spoken inside, whoever asks it first.
         config.alpn_protocols = vec![b"postgresql".to_vec()];
-        let config = Arc::new(config);
-        Ok(Arc::clone(self.0.get_or_init(|| config)))
+        Ok(config)
     }
-}
 
-impl Security {
     /// Whom to trust: whoever is named, or is in the file where libpq looks, or is in the system's.
     fn trusted(&self) -> Tls {
         let usual = || {

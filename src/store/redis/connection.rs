@@ -6,15 +6,13 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use redis::{Cmd, Parser, Value, cmd};
-use rustls::pki_types::ServerName;
-use rustls::{ClientConnection, StreamOwned};
 
 use super::address::{Access, Endpoint};
 use super::reply;
 use super::trouble::Failure;
 use crate::clock::Moment;
 use crate::store::hurry::Hurry;
-use crate::store::tls::TlsConfig;
+use crate::store::tls::{self, TlsConfig};
 use crate::store::wire::{Stream, Wire};
 
 /// How much memory the replies to one request may need. A record with 10,000 waiters takes some 12 MiB.
@@ -54,11 +52,8 @@ impl Connection {
         let stream = match (server, &access.tls) {
             (Endpoint::Unix(_), _) | (_, None) => Stream::Plain(wire(server.connect(until).map_err(failure)?)),
             (Endpoint::Tcp(host, _), Some(tls)) => {
-                let config = config.get(tls).map_err(Failure::Settings)?;
-                let name = ServerName::try_from(host.clone())
-                    .map_err(|_| Failure::Settings(format!("'{host}' is no name that a certificate can have")))?;
-                let session = ClientConnection::new(config, name).map_err(Failure::Tls)?;
-                Stream::Tls(Box::new(StreamOwned::new(session, wire(server.connect(until).map_err(failure)?))))
+                let session = config.session(host, || tls::read(tls)).map_err(Failure::Settings)?;
+                Stream::tls(session, wire(server.connect(until).map_err(failure)?))
             }
         };
         let (server, parser) = (server.clone(), Parser::new());
