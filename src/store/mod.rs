@@ -4,6 +4,8 @@
 //! changes it as a whole; [`Ledger`] makes a `Store` of it by running the law of [`crate::model`] inside
 //! [`Register::transact`].
 
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
+mod address;
 #[cfg(feature = "etcd")]
 mod etcd;
 mod examine;

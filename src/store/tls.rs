@@ -1,6 +1,5 @@
 //! TLS: whom to trust, and who we are. With `ring`, so that nothing but Rust and a C compiler builds it.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -21,6 +20,21 @@ pub(super) struct Tls {
     pub(super) ca: Option<PathBuf>,
     /// Our own certificate and its key.
     pub(super) identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl Tls {
+    /// The files that the parameters of these names are: for an authority, for a certificate of ours, and for its key.
+    ///
+    /// # Errors
+    /// If one of the last two is missing.
+    pub(super) fn of(names: [&str; 3], mut take: impl FnMut(&str) -> Option<String>) -> Result<Self, String> {
+        let [ca, cert, key] = names.map(|name| take(name).map(PathBuf::from));
+        match (cert, key) {
+            (Some(cert), Some(key)) => Ok(Self { ca, identity: Some((cert, key)) }),
+            (None, None) => Ok(Self { ca, identity: None }),
+            _ => Err(format!("'{}' and '{}' need each other", names[1], names[2])),
+        }
+    }
 }
 
 /// The settings for TLS, read once.
@@ -97,7 +111,7 @@ pub(super) fn roots(tls: &Tls) -> Result<RootCertStore, String> {
 
 /// Speaks TLS with whoever is at the other end.
 #[cfg(any(feature = "etcd", feature = "nats", feature = "postgres"))]
-pub(super) fn secured(mut wire: Wire, mut session: ClientConnection) -> io::Result<Stream> {
+pub(super) fn secured(mut wire: Wire, mut session: ClientConnection) -> std::io::Result<Stream> {
     while session.is_handshaking() {
         session.complete_io(&mut wire)?;
     }

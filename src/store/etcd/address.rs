@@ -1,12 +1,13 @@
 //! Where the members are, how one is let in, and what keys in etcd are called.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::model::{Key, LeaseId, LevelId};
-use crate::store::location::{decode, host, parameters};
+use crate::store::address::{decode, listed, sorted, without};
+use crate::store::location::{Location, NO_PATH};
 use crate::store::socket::Endpoint;
 use crate::store::tls::Tls;
 
@@ -18,9 +19,6 @@ const KNOWN: [&str; 4] = ["prefix", "ca", "cert", "key"];
 
 /// Parameters that are paths.
 const PATHS: [&str; 3] = ["ca", "cert", "key"];
-
-/// What of a value is written as it is.
-const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.');
 
 /// The name of a record among what is kept of a key.
 pub(super) const RECORD: &str = "record";
@@ -54,45 +52,24 @@ impl Address {
     /// # Errors
     /// What is wrong with it, without any part that may be a password.
     pub fn parse(text: &str, here: &Path) -> Result<Self, String> {
-        let (scheme, rest) = text.split_once("://").ok_or("it is written etcd://HOST")?;
-        if rest.contains('#') {
-            return Err("it has a '#', which is written %23 in a password".into());
+        let mut at = Location::read(text, "etcd://HOST", (&KNOWN, &PATHS), here)?;
+        if at.login.is_some_and(|login| login.contains('/')) {
+            return Err(NO_PATH.into());
         }
-        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let mut parameters = parameters(query, &KNOWN, &PATHS, here)?;
-        let start = text.split('?').next().unwrap_or_default();
-        let pairs: Vec<String> =
-            parameters.iter().map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, PLAIN))).collect();
-        let text = if pairs.is_empty() { start.to_owned() } else { format!("{start}?{}", pairs.join("&")) };
-        let mut take = |name: &str| {
-            let at = parameters.iter().position(|(other, _)| other == name)?;
-            Some(parameters.swap_remove(at).1)
-        };
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let (login, hosts) = rest.rsplit_once('@').map_or((None, rest), |(login, hosts)| (Some(login), hosts));
-        if rest.contains('/') {
-            return Err("behind the hosts there is nothing but '?': a '/' in a password is written %2F".into());
-        }
-        let access = match login.filter(|login| !login.is_empty()).map(|login| login.split_once(':')) {
+        let access = match at.login.map(|login| login.split_once(':')) {
             None => None,
             Some(Some((user, password))) if !user.is_empty() => {
                 Some(Access { user: decode(user)?, password: decode(password)? })
             }
             Some(_) => return Err("before the '@' there is a user, ':' and a password".into()),
         };
-        let identity = match (take("cert"), take("key")) {
-            (Some(cert), Some(key)) => Some((cert.into(), key.into())),
-            (None, None) => None,
-            _ => return Err("'cert' and 'key' need each other".into()),
-        };
-        let tls = Tls { ca: take("ca").map(PathBuf::from), identity };
-        let secure = scheme == "etcds";
+        let tls = at.tls()?;
+        let secure = at.scheme == "etcds";
         if !secure && tls != Tls::default() {
             return Err("'ca', 'cert' and 'key' are for etcds://".into());
         }
-        let prefix = take("prefix").map_or_else(|| Ok("dlock".into()), prefix)?;
-        let hosts = hosts.split(',').map(|text| host(text, PORT)).collect::<Result<_, _>>()?;
-        Ok(Self { hosts, access, secure, tls, prefix, text })
+        let prefix = at.take("prefix").map_or_else(|| Ok("dlock".into()), prefix)?;
+        Ok(Self { hosts: at.hosts(PORT)?, access, secure, tls, prefix, text: at.text })
     }
 
     /// The URL itself, which may hold a password.
@@ -103,19 +80,12 @@ impl Address {
 
     /// A server's words, which may repeat ours.
     pub(super) fn without_password(&self, words: &str) -> String {
-        match &self.access {
-            Some(access) if !access.password.is_empty() => words.replace(&access.password, "(password)"),
-            _ => words.to_owned(),
-        }
+        without(words, self.access.as_ref().map(|access| &*access.password))
     }
 
     /// The same text for the same store, and without a password.
     pub(in crate::store) fn identity(&self) -> String {
-        let mut hosts: Vec<String> = self.hosts.iter().map(ToString::to_string).collect();
-        // In whatever order they were written.
-        hosts.sort_unstable();
-        hosts.dedup();
-        format!("etcd://{}?prefix={}", hosts.join(","), self.prefix)
+        format!("etcd://{}?prefix={}", sorted(&self.hosts), self.prefix)
     }
 
     /// What the names of all that is kept begin with.
@@ -179,11 +149,7 @@ fn key_of(name: &str) -> Option<Key> {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("etcd at ")?;
-        for (at, host) in self.hosts.iter().enumerate() {
-            write!(f, "{}{host}", if at == 0 { "" } else { "," })?;
-        }
-        Ok(())
+        write!(f, "etcd at {}", listed(&self.hosts))
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::model::{Key, LevelId};
+use crate::store::address::{listed, sorted, without};
 use crate::store::socket::Endpoint;
 use crate::store::tls::Tls;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -81,22 +82,17 @@ impl Address {
 
     /// A server's words, which may repeat ours.
     pub(super) fn without_password(&self, words: &str) -> String {
-        match &self.access {
-            Access::User { password: secret, .. } | Access::Token(secret) if !secret.is_empty() => {
-                words.replace(secret, "(password)")
-            }
-            _ => words.to_owned(),
-        }
+        let secret = match &self.access {
+            Access::User { password: secret, .. } | Access::Token(secret) => Some(&**secret),
+            Access::Anybody | Access::Nkey(_) | Access::Creds(_) => None,
+        };
+        without(words, secret)
     }
 
     /// The same text for the same store, and without a password.
     pub(in crate::store) fn identity(&self) -> String {
-        let mut hosts: Vec<String> = self.hosts.iter().map(ToString::to_string).collect();
-        // In whatever order they were written.
-        hosts.sort_unstable();
-        hosts.dedup();
         let domain = self.bucket.domain.as_ref().map_or_else(String::new, |domain| format!("&domain={domain}"));
-        format!("nats://{}?prefix={}{domain}", hosts.join(","), self.bucket.name)
+        format!("nats://{}?prefix={}{domain}", sorted(&self.hosts), self.bucket.name)
     }
 }
 
@@ -187,11 +183,7 @@ pub(super) fn decode(token: &str) -> Option<Key> {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("nats at ")?;
-        for (at, host) in self.hosts.iter().enumerate() {
-            write!(f, "{}{host}", if at == 0 { "" } else { "," })?;
-        }
-        Ok(())
+        write!(f, "nats at {}", listed(&self.hosts))
     }
 }
 

@@ -2,10 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-
 use super::address::{Access, Address, Bucket, Storage};
-use crate::store::socket::Endpoint;
+use crate::store::address::decode;
+use crate::store::location::Location;
 use crate::store::tls::Tls;
 
 /// The port of NATS.
@@ -18,36 +17,15 @@ const KNOWN: [&str; 10] =
 /// Parameters that are paths.
 const PATHS: [&str; 5] = ["nkey", "creds", "ca", "cert", "key"];
 
-/// What of a value is written as it is.
-const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.');
-
 impl Address {
     /// Reads a URL. Relative paths in it start at `here`.
     ///
     /// # Errors
     /// What is wrong with it, without any part that may be a password.
     pub fn parse(text: &str, here: &Path) -> Result<Self, String> {
-        let (scheme, rest) = text.split_once("://").ok_or("it is written nats://HOST")?;
-        if rest.contains('#') {
-            return Err("it has a '#', which is written %23 in a password".into());
-        }
-        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let mut parameters = parameters(query, here)?;
-        let start = text.split('?').next().unwrap_or_default();
-        let pairs: Vec<String> =
-            parameters.iter().map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, PLAIN))).collect();
-        let text = if pairs.is_empty() { start.to_owned() } else { format!("{start}?{}", pairs.join("&")) };
-        let mut take = |name: &str| {
-            let at = parameters.iter().position(|(other, _)| other == name)?;
-            Some(parameters.swap_remove(at).1)
-        };
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let (login, hosts) = rest.rsplit_once('@').map_or((None, rest), |(login, hosts)| (Some(login), hosts));
-        if hosts.contains('/') {
-            return Err("behind the hosts there is nothing but '?': a '/' in a password is written %2F".into());
-        }
-        let [nkey, creds] = ["nkey", "creds"].map(|name| take(name).map(PathBuf::from));
-        let access = match (login.filter(|login| !login.is_empty()), nkey, creds) {
+        let mut at = Location::read(text, "nats://HOST", (&KNOWN, &PATHS), here)?;
+        let [nkey, creds] = ["nkey", "creds"].map(|name| at.take(name).map(PathBuf::from));
+        let access = match (at.login, nkey, creds) {
             (None, None, None) => Access::Anybody,
             (Some(login), None, None) => match login.split_once(':') {
                 Some((user, password)) => Access::User { user: decode(user)?, password: decode(password)? },
@@ -57,38 +35,32 @@ impl Address {
             (None, None, Some(file)) => Access::Creds(file),
             _ => return Err("it has more than one login: before the '@', 'nkey' and 'creds'".into()),
         };
-        let identity = match (take("cert"), take("key")) {
-            (Some(cert), Some(key)) => Some((cert.into(), key.into())),
-            (None, None) => None,
-            _ => return Err("'cert' and 'key' need each other".into()),
-        };
-        let tls = Tls { ca: take("ca").map(PathBuf::from), identity };
-        let tls_first = match take("tls_first").as_deref() {
+        let tls = at.tls()?;
+        let tls_first = match at.take("tls_first").as_deref() {
             None | Some("false") => false,
             Some("true") => true,
             Some(_) => return Err("'tls_first' is true or false".into()),
         };
-        let secure = scheme == "nats+tls";
+        let secure = at.scheme == "nats+tls";
         if !secure && (tls != Tls::default() || tls_first) {
             return Err("'ca', 'cert', 'key' and 'tls_first' are for nats+tls://".into());
         }
-        let replicas = take("replicas").map(|count| match count.parse() {
+        let replicas = at.take("replicas").map(|count| match count.parse() {
             Ok(count @ (1 | 3 | 5)) => Ok(count),
             _ => Err("'replicas' is 1, 3 or 5"),
         });
-        let storage = match take("storage").as_deref() {
+        let storage = match at.take("storage").as_deref() {
             None | Some("file") => Storage::File,
             Some("memory") => Storage::Memory,
             Some(_) => return Err("'storage' is file or memory".into()),
         };
         let bucket = Bucket {
-            name: take("prefix").map_or_else(|| Ok("dlock".into()), |name| token(name, "prefix"))?,
+            name: at.take("prefix").map_or_else(|| Ok("dlock".into()), |name| token(name, "prefix"))?,
             replicas: replicas.transpose()?,
             storage,
-            domain: take("domain").map(|name| token(name, "domain")).transpose()?,
+            domain: at.take("domain").map(|name| token(name, "domain")).transpose()?,
         };
-        let hosts = hosts.split(',').map(host).collect::<Result<_, _>>()?;
-        Ok(Self { hosts, access, secure, tls_first, tls, bucket, text })
+        Ok(Self { hosts: at.hosts(PORT)?, access, secure, tls_first, tls, bucket, text: at.text })
     }
 }
 
@@ -99,54 +71,6 @@ fn token(name: String, what: &str) -> Result<String, String> {
         return Err(format!("'{what}' is 1 to 64 letters, digits, '-' and '_'"));
     }
     Ok(name)
-}
-
-/// `HOST[:PORT]`, where an IPv6 address stands in brackets.
-fn host(text: &str) -> Result<Endpoint, String> {
-    let (name, port) = match text.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').ok_or("an IPv6 address ends with ']'")?,
-        None => text.split_at(text.find(':').unwrap_or(text.len())),
-    };
-    if name.is_empty() {
-        return Err("one of its hosts has no name".into());
-    }
-    let port = match port.strip_prefix(':') {
-        None if port.is_empty() => PORT,
-        None => return Err("behind an IPv6 address there is ':' and a port, or nothing".into()),
-        Some(port) => port.parse().ok().filter(|port| *port > 0).ok_or("a port is a number from 1 to 65535")?,
-    };
-    Ok(Endpoint::Tcp(name.to_lowercase(), port))
-}
-
-/// What stands behind the `?`, each name once.
-fn parameters(query: &str, here: &Path) -> Result<Vec<(String, String)>, String> {
-    let mut all: Vec<(String, String)> = Vec::new();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let (name, value) = (decode(name)?, decode(value)?);
-        // The '?' or the '&' before it may have been one of a password.
-        if name.contains('@') || value.contains('@') {
-            return Err("'?' and '@' in a password are written %3F and %40".into());
-        }
-        if !KNOWN.contains(&&*name) {
-            return Err(format!("dlock knows no '{name}' behind the '?'"));
-        }
-        if all.iter().any(|(other, _)| *other == name) {
-            return Err(format!("it has '{name}' twice"));
-        }
-        let value = if PATHS.contains(&&*name) {
-            here.join(value).into_os_string().into_string().map_err(|_| format!("'{name}' is not UTF-8"))?
-        } else {
-            value
-        };
-        all.push((name, value));
-    }
-    Ok(all)
-}
-
-fn decode(text: &str) -> Result<String, String> {
-    let text = percent_decode_str(text).decode_utf8().map_err(|_| "it is not UTF-8")?;
-    Ok(text.into_owned())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::store::address::{listed, sorted, without};
 use crate::store::socket::Endpoint;
 use crate::store::tls::Tls;
 
@@ -82,19 +83,12 @@ impl Address {
 
     /// A server's words, which may repeat ours.
     pub(super) fn without_password(&self, words: &str) -> String {
-        match self.access.password.as_deref() {
-            None | Some("") => words.to_owned(),
-            Some(password) => words.replace(password, "(password)"),
-        }
+        without(words, self.access.password.as_deref())
     }
 
     /// The same text for the same store, and without a password.
     pub(in crate::store) fn identity(&self) -> String {
-        let mut hosts: Vec<String> = self.hosts.iter().map(ToString::to_string).collect();
-        // In whatever order they were written.
-        hosts.sort_unstable();
-        hosts.dedup();
-        format!("postgres://{}/{}?prefix={}", hosts.join(","), self.access.database, self.table.prefix)
+        format!("postgres://{}/{}?prefix={}", sorted(&self.hosts), self.access.database, self.table.prefix)
     }
 
     /// The password for a server: that of the URL or of the environment, or the one that a file has for it.
@@ -182,11 +176,7 @@ impl Table {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("postgres at ")?;
-        for (at, host) in self.hosts.iter().enumerate() {
-            write!(f, "{}{host}", if at == 0 { "" } else { "," })?;
-        }
-        Ok(())
+        write!(f, "postgres at {}", listed(&self.hosts))
     }
 }
 

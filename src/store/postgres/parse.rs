@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{User, geteuid};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 
 use super::address::{Access, Address, Binding, Mode, Security, Table};
+use crate::store::address::{self, absolute, decode, written};
 use crate::store::socket::Endpoint;
 use crate::store::tls::Tls;
 
@@ -69,7 +70,7 @@ impl Address {
 
     fn read(text: &str, here: &Path, environment: Environment) -> Result<Self, String> {
         let mut parameters = Parameters::of(text, here)?;
-        let text = parameters.written(text);
+        let text = written(text, &parameters.query, PLAIN);
         parameters.take_from_service(environment)?;
         for (name, variable) in KNOWN.into_iter().filter(|(_, variable)| !variable.is_empty()) {
             if let Some(value) = environment(variable) {
@@ -135,12 +136,7 @@ fn hosts(hosts: Option<String>, ports: Option<String>) -> Result<Vec<Endpoint>, 
 }
 
 fn security(parameters: &mut Parameters) -> Result<Security, String> {
-    let [ca, cert, key] = ["sslrootcert", "sslcert", "sslkey"].map(|name| parameters.take(name).map(PathBuf::from));
-    let identity = match (cert, key) {
-        (Some(cert), Some(key)) => Some((cert, key)),
-        (None, None) => None,
-        _ => return Err("'sslcert' and 'sslkey' need each other".into()),
-    };
+    let Tls { ca, identity } = Tls::of(["sslrootcert", "sslcert", "sslkey"], |name| parameters.take(name))?;
     // libpq takes this word for the system's authorities, and then wants to know all.
     let system = ca.as_deref().is_some_and(|ca| ca.ends_with("system") && !ca.exists());
     let mode = match parameters.take("sslmode").as_deref() {
@@ -212,14 +208,6 @@ impl Parameters {
         Ok(parameters)
     }
 
-    /// The URL with the parameters that it has now.
-    fn written(&self, text: &str) -> String {
-        let start = text.split('?').next().unwrap_or_default();
-        let pair = |(name, value): &(String, String)| format!("{name}={}", utf8_percent_encode(value, PLAIN));
-        let query = self.query.iter().map(pair).collect::<Vec<_>>().join("&");
-        if query.is_empty() { start.to_owned() } else { format!("{start}?{query}") }
-    }
-
     /// Adds what is not there yet.
     fn add(&mut self, name: &str, value: impl FnOnce() -> String) {
         if self.all.iter().all(|(other, _)| other != name) {
@@ -258,22 +246,13 @@ impl Parameters {
 
 /// A parameter behind the `?`.
 fn parameter(pair: &str, here: &Path, others: &[(String, String)]) -> Result<(String, String), String> {
-    let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-    let (name, value) = (decode(name)?, decode(value)?);
-    // The '?' or the '&' before it may have been one of a password.
-    if name.contains('@') || value.contains('@') {
-        return Err("'?' and '@' in a password are written %3F and %40".into());
-    }
+    let (name, value) = address::parameter(pair)?;
     if let Err(why) = is_known(&name) {
         let secret = others.iter().any(|(name, _)| name == "password");
         return Err(if secret { "a '&' in a password is written %26".into() } else { why });
     }
     let is_path = PATHS.contains(&&*name) && !(name == "sslrootcert" && value == "system");
-    let value = if is_path {
-        here.join(value).into_os_string().into_string().map_err(|_| format!("'{name}' is not UTF-8"))?
-    } else {
-        value
-    };
+    let value = if is_path { absolute(here, &name, &value)? } else { value };
     Ok((name, value))
 }
 
@@ -305,11 +284,6 @@ fn split(hosts: &str) -> Result<(Vec<&str>, Vec<&str>), String> {
         ports.push(&host[port..]);
     }
     Ok((names, ports))
-}
-
-fn decode(text: &str) -> Result<String, String> {
-    let text = percent_decode_str(text).decode_utf8().map_err(|_| "it is not UTF-8")?;
-    Ok(text.into_owned())
 }
 
 #[cfg(test)]

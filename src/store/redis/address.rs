@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::store::address::{sorted, without};
 pub(super) use crate::store::socket::Endpoint;
 use crate::store::tls::Tls;
 
@@ -72,11 +73,7 @@ impl Address {
             Servers::Sentinel(sentinels) => sentinels.access.password.as_deref(),
             Servers::One(_) | Servers::Cluster(_) => None,
         };
-        let mut passwords: Vec<&str> = [self.access.password.as_deref(), sentinels].into_iter().flatten().collect();
-        passwords.retain(|password| !password.is_empty());
-        // One of them may be a part of the other.
-        passwords.sort_unstable_by_key(|password| std::cmp::Reverse(password.len()));
-        passwords.into_iter().fold(words.to_owned(), |words, password| words.replace(password, "(password)"))
+        without(words, [self.access.password.as_deref(), sentinels].into_iter().flatten())
     }
 
     /// A server of this store, in words.
@@ -100,14 +97,6 @@ impl Address {
             Servers::Cluster(seeds) => format!("redis+cluster://{}?prefix={prefix}", sorted(seeds)),
         }
     }
-}
-
-/// In whatever order they were written.
-fn sorted(servers: &[Endpoint]) -> String {
-    let mut servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
-    servers.sort_unstable();
-    servers.dedup();
-    servers.join(",")
 }
 
 impl Access {

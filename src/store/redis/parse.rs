@@ -2,12 +2,12 @@
 //! `redis+unix:///SOCKET`, `redis+sentinel://[USER[:PASSWORD]@]SENTINEL[:PORT],…/MASTER[/DB]` and
 //! `redis+cluster://[USER[:PASSWORD]@]NODE[:PORT],…`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use percent_encoding::percent_decode_str;
 use url::{Host, Url};
 
 use super::address::{Access, Address, Endpoint, Sentinels, Servers};
+use crate::store::address::{absolute, decode};
 use crate::store::tls::Tls;
 
 /// The ports of servers and of sentinels.
@@ -166,9 +166,7 @@ impl Parameters {
         }
         let mut all = Vec::new();
         for (name, value) in url.query_pairs() {
-            let path =
-                || here.join(&*value).into_os_string().into_string().map_err(|_| format!("'{name}' is not UTF-8"));
-            let value = if PATHS.contains(&&*name) { path()? } else { value.to_string() };
+            let value = if PATHS.contains(&&*name) { absolute(here, &name, &value)? } else { value.to_string() };
             if all.iter().any(|(other, _)| *other == name) {
                 return Err(format!("'{name}' stands twice in it"));
             }
@@ -186,12 +184,8 @@ impl Parameters {
 
     /// The files for TLS whose names begin so.
     fn tls(&mut self, whose: &str) -> Result<Tls, String> {
-        let [ca, cert, key] = ["ca", "cert", "key"].map(|name| self.take(&format!("{whose}{name}")).map(PathBuf::from));
-        match (cert, key) {
-            (Some(cert), Some(key)) => Ok(Tls { ca, identity: Some((cert, key)) }),
-            (None, None) => Ok(Tls { ca, identity: None }),
-            _ => Err(format!("'{whose}cert' and '{whose}key' need each other")),
-        }
+        let names = ["ca", "cert", "key"].map(|name| format!("{whose}{name}"));
+        Tls::of(names.each_ref().map(String::as_str), |name| self.take(name))
     }
 
     /// How sentinels let us in: with a login of their own, and with the TLS of the servers unless it is said otherwise.
@@ -235,10 +229,6 @@ impl Parameters {
     }
 }
 
-fn decode(text: &str) -> Result<String, String> {
-    let text = percent_decode_str(text).decode_utf8().map_err(|_| "it is not UTF-8")?;
-    Ok(text.into_owned())
-}
 #[cfg(test)]
 mod tests {
     use super::{Address, Endpoint, Servers, Tls};
