@@ -20,7 +20,8 @@ pub(super) const DLOCK: Page = Page {
             once N replicas of the server have it. redis+ring://NODE,NODE spreads keys over servers that know nothing of each \
             other, and with redis+quorum://NODE,NODE,NODE most of such servers must agree to a lease. \
             postgres://USER@HOST/DATABASE is a table in a PostgreSQL database, its URL as libpq reads it. \
-            nats://HOST,HOST is a bucket in NATS JetStream, with ?replicas=3 on three servers of a cluster, and nats+tls:// TLS. \
+            nats://HOST,HOST is a bucket in NATS JetStream, with ?replicas=3 on three servers of a cluster, and nats+tls:// TLS. etcd://HOST,HOST,HOST \
+            is an etcd cluster, and etcds:// TLS. \
             Keep a URL with a password in a file, for --store-file. With --log-format json each line on stderr is a JSON object with schema (1), time (RFC \
             3339), level (error, warn or info) and message.",
     exit: &[("0", "success"), ("others", "see the page of the verb")],

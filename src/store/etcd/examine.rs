@@ -144,10 +144,10 @@ fn version_of(status: &Value) -> Option<String> {
 
 /// An instant as HTTP writes it: `Fri, 27 Nov 2026 21:12:42 GMT`.
 fn instant(text: &str) -> Option<Stamp> {
-    const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
     let [_, day, month, year, time, _] = words[..] else { return None };
-    let month = MONTHS.find(month).filter(|_| month.len() == 3)? / 3 + 1;
+    let month = MONTHS.iter().position(|name| *name == month)? + 1;
     let time = humantime::parse_rfc3339(&format!("{year}-{month:02}-{day}T{time}Z")).ok()?;
     Some(Stamp::default().after(SystemTime::duration_since(&time, UNIX_EPOCH).ok()?))
 }
