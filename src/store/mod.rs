@@ -9,6 +9,8 @@ mod address;
 #[cfg(feature = "etcd")]
 mod etcd;
 mod examine;
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres"))]
+mod failure;
 mod file;
 #[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 mod hurry;

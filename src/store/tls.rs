@@ -127,6 +127,11 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     }
 }
 
+/// What went wrong with TLS, where that is why a stream failed.
+pub(super) fn inside(error: &std::io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
 /// What went wrong with TLS, with the names of the parameters for an authority and for a certificate of ours. Whose
 /// certificate is not good will not have a better one in a second.
 pub(super) fn words(error: &rustls::Error, ca: &str, own: &str) -> (Trouble, String) {

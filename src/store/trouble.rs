@@ -2,6 +2,13 @@
 
 use std::fmt;
 
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres"))]
+use crate::model::{Key, RecordError};
+
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
+/// How much of a server's own words is shown.
+const SHOWN: usize = 200;
+
 /// What kind of trouble it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
@@ -52,3 +59,21 @@ impl fmt::Display for StoreError {
 }
 
 impl std::error::Error for StoreError {}
+
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
+/// Words of a server, on one line that is not too long.
+pub(super) fn shown(words: &str) -> String {
+    let clean = words.chars().map(|c| if c.is_control() { ' ' } else { c });
+    clean.take(SHOWN).collect::<String>().trim_end().to_owned()
+}
+
+/// Why bytes are not the record of a key, which is kept in this `place`: words behind its name.
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres"))]
+pub(super) fn no_record(key: &Key, place: &str, why: &RecordError) -> String {
+    match why {
+        RecordError::Newer(layout) => {
+            format!("the record of '{key}' was written by a newer version of dlock (layout {layout}); use that one")
+        }
+        RecordError::Corrupt(why) => format!("the record of '{key}'{place} is not one of dlock's: {why}"),
+    }
+}

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::address::{Access, Address};
 use super::api::{Refusal, Request, Streamed};
-use super::trouble::Failure;
+use super::trouble::{Failure, Said};
 use crate::clock::Moment;
 use crate::store::lock;
 use crate::store::socket::Endpoint;
@@ -110,7 +110,7 @@ impl Connection {
         let streamed: Streamed<T> = self.ask(request, until)?;
         match (streamed.result, streamed.error) {
             (Some(result), _) => Ok(result),
-            (None, Some(error)) => Err(Failure::Refused(refusal_in_stream(&error))),
+            (None, Some(error)) => Err(refusal_in_stream(&error).into()),
             (None, None) => Err(Failure::Garbage),
         }
     }
@@ -146,7 +146,7 @@ impl Connection {
             }
             // Where everybody may do everything nobody has a name.
             Some(Err(refusal)) if refusal.is_about_nobody() => String::new(),
-            Some(Err(refusal)) => return Err(Failure::Refused(refusal).before()),
+            Some(Err(refusal)) => return Err(Failure::from(refusal).before()),
             None => return Err(Failure::Garbage),
         };
         *lock(&self.login.token) = Some(token);
@@ -185,7 +185,7 @@ impl Connection {
         let head = self.head(until)?;
         if head.status != 200 || !matches!(head.body, Body::Chunked) {
             let body = self.body(head.body, until)?;
-            judge(head.status, body)?.map_err(Failure::Refused)?;
+            judge(head.status, body)??;
             return Err(Failure::Garbage);
         }
         Ok(Watching { connection: self, heard: Vec::new() })
@@ -363,7 +363,7 @@ impl Watching {
                 let streamed: Streamed<T> = serde_json::from_slice(&line).map_err(|_| Failure::Garbage)?;
                 return match (streamed.result, streamed.error) {
                     (Some(result), _) => Ok(Some(result)),
-                    (None, Some(error)) => Err(Failure::Refused(refusal_in_stream(&error))),
+                    (None, Some(error)) => Err(refusal_in_stream(&error).into()),
                     (None, None) => Err(Failure::Garbage),
                 };
             }
@@ -402,13 +402,13 @@ fn judge(status: u16, body: Vec<u8>) -> Result<Answer, Failure> {
     }
     match serde_json::from_slice::<Refusal>(&body) {
         Ok(refusal) if refusal.code != 0 => Ok(Err(refusal)),
-        _ => Err(Failure::Http(status, String::from_utf8_lossy(&body).into_owned())),
+        _ => Err(Failure::Said(Said::Http(status, String::from_utf8_lossy(&body).into_owned()))),
     }
 }
 
 /// Reads an answer.
 pub(super) fn read<T: DeserializeOwned>(answer: Answer) -> Result<T, Failure> {
-    serde_json::from_slice(&answer.map_err(Failure::Refused)?).map_err(|_| Failure::Garbage)
+    serde_json::from_slice(&answer?).map_err(|_| Failure::Garbage)
 }
 
 /// What goes wrong in a stream has a form of its own.

@@ -19,7 +19,8 @@ use super::connection::{Connection, read};
 use super::trouble::Failure;
 use super::{EtcdRegister, lock};
 use crate::clock::Moment;
-use crate::model::{Key, LevelId, Record, RecordError, SIGN_OF_LIFE, Stamp, Standing};
+use crate::model::{Key, LevelId, Record, SIGN_OF_LIFE, Stamp, Standing};
+use crate::store::trouble::no_record;
 use crate::store::turn::WATCHERS;
 
 /// Etcd tells what is left of a lease in whole seconds.
@@ -156,7 +157,7 @@ impl EtcdRegister {
             range.kvs.into_iter().map(|kv| (name(&kv), kv)).partition(|(name, _)| name == RECORD);
         let record = records.first().map(|(_, kv)| kv);
         let kept = record.map(|kv| Record::decode(key, kv.value.as_bytes()));
-        let kept = kept.transpose().map_err(|why| Failure::Odd(no_record(key, &why)))?;
+        let kept = kept.transpose().map_err(|why| Failure::Odd(no_record(key, "", &why)))?;
         Ok(Reading {
             revision: range.header.revision,
             written: record.map_or(0, |kv| kv.mod_revision),
@@ -274,13 +275,4 @@ pub(super) fn names(record: &Record) -> impl Iterator<Item = String> + '_ {
         hold.levels.iter().map(|of| level(of.id)).chain(hold.hold_until.map(|_| min_hold(hold.lease)))
     });
     holds.chain(record.queue.iter().map(|waiter| level(waiter.lease)))
-}
-
-fn no_record(key: &Key, why: &RecordError) -> String {
-    match why {
-        RecordError::Newer(layout) => {
-            format!("the record of '{key}' was written by a newer version of dlock (layout {layout}); use that one")
-        }
-        RecordError::Corrupt(why) => format!("the record of '{key}' is not one of dlock's: {why}"),
-    }
 }

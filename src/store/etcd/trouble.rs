@@ -4,12 +4,9 @@ use std::io;
 
 use super::address::Address;
 use super::api::Refusal;
-use crate::store::socket::Endpoint;
-use crate::store::{StoreError, Trouble, tls};
-use crate::sys;
-
-/// How much of a server's own words is shown.
-const SHOWN: usize = 200;
+use crate::store::failure::{self, Meaning};
+use crate::store::trouble::shown;
+use crate::store::{Trouble, tls};
 
 /// The numbers of gRPC for what went wrong ("Status codes and their use in gRPC").
 mod code {
@@ -27,32 +24,15 @@ mod code {
 }
 
 /// What went wrong with one exchange.
+pub(super) type Failure = failure::Failure<Said>;
+
+/// What a member says when it does not do what it was asked for.
 #[derive(Debug)]
-pub(super) enum Failure {
-    /// Nothing was changed, for this reason.
-    Before(Box<Self>),
-    /// It was this server's.
-    By(Endpoint, Box<Self>),
-    /// Connecting, sending or receiving.
-    Io(io::Error),
-    /// There was no complete answer in time.
-    Silent,
-    /// What came is not what etcd answers.
-    Garbage,
-    /// The same: a status of HTTP, and words.
-    Http(u16, String),
-    /// TLS: the other side is not who it should be, or does not speak it.
-    Tls(rustls::Error),
-    /// The other side hung up before there was TLS.
-    NoTls,
-    /// The settings cannot be used.
-    Settings(String),
+pub(super) enum Said {
     /// A refusal.
     Refused(Refusal),
-    /// A record is not as it must be.
-    Odd(String),
-    /// Others were faster, again and again.
-    Contended,
+    /// A status of HTTP and words, which are none of etcd's.
+    Http(u16, String),
 }
 
 impl Refusal {
@@ -83,31 +63,22 @@ impl Refusal {
 
     /// Whether nothing was done, for sure.
     fn is_definite(&self) -> bool {
-        ![code::CANCELLED, code::UNKNOWN, code::TOO_LATE, code::UNAVAILABLE].contains(&self.code)
-            || self.message.contains("no leader")
+        !self.is_of_the_member() || self.message.contains("no leader")
+    }
+
+    /// Whether another member may do better.
+    fn is_of_the_member(&self) -> bool {
+        [code::CANCELLED, code::UNKNOWN, code::TOO_LATE, code::UNAVAILABLE].contains(&self.code)
     }
 }
 
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) {
-            return Self::Silent;
-        }
-        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(error) => Self::Tls(error.clone()),
-            None => Self::Io(error),
-        }
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Said(Said::Refused(refusal))
     }
 }
 
 impl Failure {
-    /// Whether the connection had ended: one that was idle for long, or whose server was restarted.
-    pub(super) fn is_stale(&self) -> bool {
-        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-        matches!(self.bare(), Self::Io(error)
-            if [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof].contains(&error.kind()))
-    }
-
     /// The same, of the beginning of TLS.
     pub(super) fn in_handshake(self) -> Self {
         if self.is_stale() { Self::NoTls } else { self }
@@ -118,101 +89,68 @@ impl Failure {
         matches!(self.bare(), Self::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof)
     }
 
-    /// Whether there was no answer.
-    pub(super) fn is_silence(&self) -> bool {
-        matches!(self.bare(), Self::Silent)
-    }
-
     /// A refusal that this is.
     pub(super) fn refusal(&self) -> Option<&Refusal> {
         match self.bare() {
-            Self::Refused(refusal) => Some(refusal),
+            Self::Said(Said::Refused(refusal)) => Some(refusal),
             _ => None,
         }
     }
+}
 
-    /// Whose it was.
-    pub(super) fn server(&self) -> Option<&Endpoint> {
-        match self {
-            Self::By(server, _) => Some(server),
-            Self::Before(failure) => failure.server(),
-            _ => None,
-        }
-    }
+impl Meaning for Said {
+    type Address = Address;
 
-    /// Whether another member may do better.
-    pub(super) fn may_be_the_server(&self) -> bool {
-        match self.bare() {
-            Self::Io(_) | Self::Silent | Self::Garbage | Self::Http(..) | Self::Tls(_) | Self::NoTls => true,
-            Self::Refused(refusal) => {
-                [code::CANCELLED, code::UNKNOWN, code::TOO_LATE, code::UNAVAILABLE].contains(&refusal.code)
+    const SERVER: &str = "etcd";
+    const PROTOCOL: &str = "etcd's (version 3.4 or later)";
+    const NO_TLS: (Trouble, &str) = (
+        Trouble::Unreachable,
+        "it closed the connection before TLS began; if it does not speak TLS, its URL begins with 'etcd:'",
+    );
+
+    fn of_tls(error: &rustls::Error) -> (Trouble, String) {
+        match error {
+            rustls::Error::InvalidMessage(_) => {
+                (Trouble::Refused, "it does not speak TLS, and 'etcds:' demands it".into())
             }
-            _ => false,
+            error => tls::words(error, "?ca=FILE", "?cert=FILE&key=FILE"),
         }
     }
 
-    /// What went wrong, whoever's it was.
-    pub(super) fn bare(&self) -> &Self {
+    fn without_password(address: &Address, words: &str) -> String {
+        address.without_password(words)
+    }
+
+    fn is_definite(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.is_definite())
+    }
+
+    fn may_be_the_server(&self) -> bool {
         match self {
-            Self::By(_, failure) | Self::Before(failure) => failure.bare(),
-            failure => failure,
+            Self::Refused(refusal) => refusal.is_of_the_member(),
+            Self::Http(..) => true,
         }
     }
 
-    /// The same, of this server.
-    pub(super) fn by(self, server: &Endpoint) -> Self {
-        Self::By(server.clone(), self.into())
-    }
-
-    /// The same, where nothing was changed.
-    pub(super) fn before(self) -> Self {
-        Self::Before(self.into())
-    }
-
-    /// The error of the store at `address`.
-    pub(super) fn at(self, address: &Address) -> StoreError {
-        self.of(&address.to_string(), address)
-    }
-
-    fn of(self, name: &str, address: &Address) -> StoreError {
-        let definite = matches!(&self, Self::Refused(refusal) if refusal.is_definite());
-        let (trouble, words) = match self {
-            Self::Before(failure) => return failure.of(name, address).before_anything(),
-            Self::By(server, failure) => return failure.of(&format!("etcd at {server}"), address),
-            failure if failure.is_stale() => (Trouble::Unreachable, "it closed the connection".into()),
-            Self::Io(error) => (Trouble::Unreachable, sys::words(&error)),
-            Self::Silent => (Trouble::Unreachable, "it did not answer in time".into()),
-            Self::Garbage => (Trouble::Unreachable, "what it answers is not etcd's (version 3.4 or later)".into()),
+    fn meaning(self, address: &Address) -> (Trouble, String) {
+        match self {
+            Self::Refused(refusal) => meaning(&refusal, address),
             Self::Http(_, words) if words.contains("HTTP request to an HTTPS server") => {
                 (Trouble::Refused, "it speaks TLS: write 'etcds:' in the place of 'etcd:'".into())
             }
             Self::Http(404, _) => (Trouble::Unfit, "it has no gateway of etcd 3.4 or later (HTTP 404)".into()),
             Self::Http(status, words) => {
-                let words = shown(&words);
+                let words = shown(words.trim_start());
                 let words = if words.is_empty() { String::new() } else { format!(": '{words}'") };
                 (Trouble::Unreachable, format!("it answers with HTTP status {status}{words}"))
             }
-            Self::Tls(rustls::Error::InvalidMessage(_)) => {
-                (Trouble::Refused, "it does not speak TLS, and 'etcds:' demands it".into())
-            }
-            Self::NoTls => (
-                Trouble::Unreachable,
-                "it closed the connection before TLS began; if it does not speak TLS, its URL begins with 'etcd:'"
-                    .into(),
-            ),
-            Self::Tls(error) => tls::words(&error, "?ca=FILE", "?cert=FILE&key=FILE"),
-            Self::Settings(words) | Self::Odd(words) => (Trouble::Unfit, words),
-            Self::Refused(refusal) => meaning(&refusal, address),
-            Self::Contended => (Trouble::Unreachable, "others were faster all the time".into()),
-        };
-        let error = StoreError::new(trouble, format_args!("{name}: {}", address.without_password(&words)));
-        if definite { error.before_anything() } else { error }
+        }
     }
 }
 
 /// What a refusal means, and its words.
 fn meaning(refusal: &Refusal, address: &Address) -> (Trouble, String) {
-    let said = shown(&refusal.message);
+    let said = shown(refusal.message.trim_start());
     let is = |words: &str| refusal.message.contains(words);
     match refusal.code {
         code::DENIED => {
@@ -238,10 +176,4 @@ fn meaning(refusal: &Refusal, address: &Address) -> (Trouble, String) {
         code::INVALID | code::PRECONDITION => (Trouble::Unfit, format!("it says '{said}'")),
         _ => (Trouble::Unreachable, format!("it says '{said}'")),
     }
-}
-
-/// Words of a server.
-pub(super) fn shown(words: &str) -> String {
-    let clean = words.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
-    clean.take(SHOWN).collect::<String>().trim_end().to_owned()
 }

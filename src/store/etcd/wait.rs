@@ -170,7 +170,7 @@ impl EtcdRegister {
                 return Ok(Told::Look);
             }
             let message = told.cancel_reason.clone();
-            return Err(Failure::Refused(api::Refusal { code: 14, message }));
+            return Err(api::Refusal { code: 14, message }.into());
         }
         let of_one = |event: &Event| {
             let own = |me: LevelId| event.kv.key == format!("{}{}", self.address.of(key), level(me));

@@ -5,9 +5,10 @@ use serde_json::{Value, json};
 
 use super::address::{Address, Bucket, Storage};
 use super::connection::{Connection, plain};
-use super::trouble::{Failure, Refusal, shown};
+use super::trouble::{Failure, Refusal, Said};
 use crate::clock::Moment;
 use crate::model::Stamp;
+use crate::store::trouble::shown;
 
 /// What JetStream says of a stream.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -164,7 +165,7 @@ pub(super) fn judge(info: &[u8], address: &Address) -> Result<Option<StreamInfo>
     let info: StreamInfo = serde_json::from_slice(info).map_err(|_| Failure::Garbage)?;
     match info.error {
         Some(refusal) if refusal.is_missing_stream() => Ok(None),
-        Some(refusal) => Err(Failure::Refused(refusal)),
+        Some(refusal) => Err(refusal.into()),
         None => match fault(&info.config, &address.bucket) {
             Some(fault) => Err(Failure::Odd(format!("bucket '{}': {fault}", address.bucket.name))),
             None => Ok(Some(info)),
@@ -179,13 +180,13 @@ pub(super) fn make(connection: &mut Connection, address: &Address, until: Moment
     let made = connection.ask(&[request], until);
     let info = match made {
         // Whoever may not, is told so here.
-        Err(Failure::Said(words)) => return Err(Failure::Unprepared(shown(&words)).before()),
+        Err(Failure::Said(Said::Words(words))) => return Err(Failure::Said(Said::Unprepared(shown(&words))).before()),
         made => made?,
     };
     let info: StreamInfo = info.first().and_then(|info| serde_json::from_slice(info).ok()).ok_or(Failure::Garbage)?;
     match info.error {
         // Somebody else made it, and in another way (10058): whoever looks next says what is wrong with it.
-        Some(refusal) if refusal.err_code != 10058 => Err(Failure::Refused(refusal).before()),
+        Some(refusal) if refusal.err_code != 10058 => Err(Failure::from(refusal).before()),
         _ => Ok(()),
     }
 }

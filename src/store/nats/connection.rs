@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::address::Address;
 use super::login;
-use super::trouble::Failure;
+use super::trouble::{Failure, Said};
 use crate::clock::Moment;
 use crate::store::socket::Endpoint;
 use crate::store::tls::TlsConfig;
@@ -149,12 +149,16 @@ impl Connection {
                     let Some(reply) = at.and_then(|at| replies.get_mut(at)) else { continue };
                     // "No responders": nobody has even heard of it.
                     if payload.is_empty() && headers.starts_with("NATS/1.0 503") {
-                        return Err(if self.info.jetstream { Failure::NobodyThere } else { Failure::NoJetStream });
+                        return Err(if self.info.jetstream {
+                            Failure::Said(Said::NobodyThere)
+                        } else {
+                            Failure::Said(Said::NoJetStream)
+                        });
                     }
                     *reply = Some(payload);
                 }
                 Received::Message { subject, .. } => self.keep(subject),
-                Received::Refusal(words) => return Err(Failure::Said(words)),
+                Received::Refusal(words) => return Err(Failure::Said(Said::Words(words))),
                 Received::Info(_) | Received::Pong => {}
             }
         }
@@ -190,7 +194,7 @@ impl Connection {
         let Request { subject, headers, payload } = request;
         let most = self.info.max_payload;
         if headers.len() + payload.len() > most {
-            return Err(Failure::TooLarge(payload.len(), most).before());
+            return Err(Failure::Said(Said::TooLarge(payload.len(), most)).before());
         }
         if headers.is_empty() {
             bytes.extend(format!("PUB {subject} {reply} {}\r\n", payload.len()).bytes());
@@ -209,7 +213,7 @@ impl Connection {
         loop {
             match self.receive(until)? {
                 Received::Pong => break,
-                Received::Refusal(words) => return Err(Failure::Said(words)),
+                Received::Refusal(words) => return Err(Failure::Said(Said::Words(words))),
                 Received::Message { subject, sid, .. } if sid == NOTES => self.keep(subject),
                 Received::Message { .. } | Received::Info(_) => {}
             }
@@ -236,11 +240,11 @@ impl Connection {
                 Ok(Received::Message { subject, sid, .. }) if sid == NOTES => self.keep(subject),
                 Ok(Received::Refusal(words)) => {
                     self.broken = true;
-                    return Err(Failure::Said(words));
+                    return Err(Failure::Said(Said::Words(words)));
                 }
                 // It goes, and whoever stays hears nothing any more.
                 Ok(Received::Info(_)) if self.info.ldm => {
-                    return Err(io_failure(io::ErrorKind::ConnectionReset.into()));
+                    return Err(io::Error::from(io::ErrorKind::ConnectionReset).into());
                 }
                 Ok(_) => {}
                 Err(failure) if failure.is_silence() => return Ok(None),
@@ -275,7 +279,7 @@ impl Connection {
 
     pub(super) fn write(&mut self, bytes: &[u8], until: Moment) -> Result<(), Failure> {
         self.stream.wire().until = until;
-        self.stream.write_all(bytes).and_then(|()| self.stream.flush()).map_err(io_failure)
+        Ok(self.stream.write_all(bytes).and_then(|()| self.stream.flush())?)
     }
 
     /// The next thing that the server sends besides its own questions, which are answered.
@@ -348,22 +352,12 @@ impl Connection {
         }
         let mut bytes = [0; 16384];
         self.stream.wire().until = until;
-        match self.stream.read(&mut bytes).map_err(io_failure)? {
-            0 => Err(Failure::Io(io::ErrorKind::UnexpectedEof.into())),
+        match self.stream.read(&mut bytes)? {
+            0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             read => {
                 self.buffer.extend_from_slice(&bytes[..read]);
                 Ok(())
             }
         }
-    }
-}
-
-pub(super) fn io_failure(error: io::Error) -> Failure {
-    if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) {
-        return Failure::Silent;
-    }
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(error) => Failure::Tls(error.clone()),
-        None => Failure::Io(error),
     }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::bucket::{self, Peer, StreamInfo};
 use super::connection::{Connection, Info, plain};
+use super::trouble::Said;
 use super::{Failure, NatsRegister};
 use crate::clock::Moment;
 use crate::model::Stamp;
@@ -89,9 +90,9 @@ impl NatsRegister {
         struct Server {
             time: String,
         }
-        let nobody = || Failure::Unprepared("without one it tells no time".into());
+        let nobody = || Failure::Said(Said::Unprepared("without one it tells no time".into()));
         let replies = match connection.ask(&[plain("$SYS.REQ.USER.INFO".into(), "")], self.until()) {
-            Err(Failure::NobodyThere | Failure::Said(_)) => return Err(nobody()),
+            Err(Failure::Said(Said::NobodyThere | Said::Words(_))) => return Err(nobody()),
             replies => replies?,
         };
         let answer: Option<Answer> = replies.first().and_then(|reply| serde_json::from_slice(reply).ok());

@@ -7,9 +7,9 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
 
 use super::address::{Access, Address};
-use super::connection::{Connection, Received, io_failure};
+use super::connection::{Connection, Received};
 use super::nkey::Seed;
-use super::trouble::Failure;
+use super::trouble::{Failure, Said};
 use crate::clock::Moment;
 use crate::store::socket::Endpoint;
 use crate::store::tls::{self, TlsConfig};
@@ -22,7 +22,7 @@ pub(super) fn connect(
     config: &TlsConfig,
     until: Moment,
 ) -> Result<Connection, Failure> {
-    let socket = Wire::over(server.connect(until).map_err(io_failure)?, until);
+    let socket = Wire::over(server.connect(until)?, until);
     let mut stream = Stream::Plain(socket);
     if address.tls_first {
         stream = secured(stream, server, address, config)?;
@@ -33,7 +33,7 @@ pub(super) fn connect(
     let mut connection = Connection::over(server, stream, inbox);
     let info = match connection.receive(until)? {
         Received::Info(info) => info,
-        Received::Refusal(words) => return Err(Failure::Said(words)),
+        Received::Refusal(words) => return Err(Failure::Said(Said::Words(words))),
         _ => return Err(Failure::Garbage),
     };
     if !info.headers {
@@ -53,7 +53,7 @@ pub(super) fn connect(
 fn secured(stream: Stream, server: &Endpoint, address: &Address, config: &TlsConfig) -> Result<Stream, Failure> {
     let (Stream::Plain(socket), Endpoint::Tcp(host, _)) = (stream, server) else { return Err(Failure::Garbage) };
     let session = config.session(host, || tls::read(&address.tls)).map_err(Failure::Settings)?;
-    tls::secured(socket, session).map_err(io_failure)
+    Ok(tls::secured(socket, session)?)
 }
 
 /// What we say of ourselves.

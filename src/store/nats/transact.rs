@@ -18,11 +18,12 @@ use serde::Deserialize;
 
 use super::bucket::{self, StreamInfo};
 use super::connection::{Connection, Request, plain};
-use super::trouble::{Failure, Refusal};
+use super::trouble::{Failure, Refusal, Said};
 use super::value::{Life, Reading, Value, dated};
 use super::{Heard, NatsRegister, lock};
 use crate::clock::{Moment, some_of};
 use crate::model::{Clock, Key, LevelId, Record, Stamp, Standing};
+use crate::store::trouble::no_record;
 
 /// Whoever lost a swap waits for a random part of this, more each time up to so many times as much. A renewal does not.
 const PAUSE: (Duration, u32) = (Duration::from_millis(2), 8);
@@ -141,11 +142,11 @@ impl NatsRegister {
             let again = requests().chain([self.get(&bucket.clock())]);
             replies = connection.ask(&again.collect::<Vec<_>>(), until)?;
             let clock = replies.pop().map(|clock| Value::parse(&clock)).transpose()?.flatten();
-            clock.filter(|clock| clock.sequence >= ticked.seq).ok_or(Failure::NobodyThere)?.stamp
+            clock.filter(|clock| clock.sequence >= ticked.seq).ok_or(Failure::Said(Said::NobodyThere))?.stamp
         };
         let Some(again) = judge(&replies[0])? else { return Ok(None) };
         if again.leader() != info.leader() {
-            return Err(Failure::NobodyThere);
+            return Err(Failure::Said(Said::NobodyThere));
         }
         if info.stamp().is_some() || heard.is_none() {
             *lock(&self.heard) = Some(Heard { clock: info.leader(), stamp: told, at: Moment::now() });
@@ -181,7 +182,7 @@ impl NatsRegister {
         let payload = record.encode();
         let most = connection.info.max_payload.saturating_sub(ROOM);
         if payload.len() > most && record.queue.len() > reading.seen.queue.len() {
-            return Err(Failure::TooLarge(payload.len(), most).before());
+            return Err(Failure::Said(Said::TooLarge(payload.len(), most)).before());
         }
         let bucket = &self.address.bucket;
         let headers = reading.expecting(&bucket.stream(), reading.sequence, reading.last);
@@ -279,7 +280,9 @@ impl NatsRegister {
         let life = Life::read(Value::parse(life)?.as_ref(), &clock, now);
         let (kept, ahead) = match value.as_ref().filter(|value| !value.payload.is_empty()) {
             Some(value) => {
-                let kept = value.record(key).map_err(|why| Failure::Odd(self.no_record(key, &why)))?;
+                let kept = value.record(key).map_err(|why| {
+                    Failure::Odd(no_record(key, &format!(" in bucket '{}'", self.address.bucket.name), &why))
+                })?;
                 (Some(kept), dated(&value.headers, &clock, now))
             }
             // What was deleted by hand leaves a mark, which is swapped like a record.
@@ -302,23 +305,12 @@ impl NatsRegister {
             clock,
         })
     }
-
-    fn no_record(&self, key: &Key, why: &crate::model::RecordError) -> String {
-        match why {
-            crate::model::RecordError::Newer(layout) => {
-                format!("the record of '{key}' was written by a newer version of dlock (layout {layout}); use that one")
-            }
-            crate::model::RecordError::Corrupt(why) => {
-                format!("the record of '{key}' in bucket '{}' is not one of dlock's: {why}", self.address.bucket.name)
-            }
-        }
-    }
 }
 
 /// Writes something unless somebody else did. Whether nobody had.
 fn swap(connection: &mut Connection, request: Request, until: Moment) -> Result<bool, Failure> {
     match written(&connection.ask(&[request], until)?[0]) {
-        Err(Failure::Refused(refusal)) if refusal.is_lost_swap() => Ok(false),
+        Err(Failure::Said(Said::Refused(refusal))) if refusal.is_lost_swap() => Ok(false),
         written => written.map(|_| true),
     }
 }
@@ -327,7 +319,7 @@ fn swap(connection: &mut Connection, request: Request, until: Moment) -> Result<
 fn written(answer: &[u8]) -> Result<Written, Failure> {
     let mut written: Written = serde_json::from_slice(answer).map_err(|_| Failure::Garbage)?;
     match written.error.take() {
-        Some(refusal) => Err(Failure::Refused(refusal)),
+        Some(refusal) => Err(refusal.into()),
         None => Ok(written),
     }
 }

@@ -1,40 +1,20 @@
 //! What a server's refusal, or its silence, means for a lock.
 
-use std::io;
-
 use serde::Deserialize;
 
 use super::address::Address;
-use crate::store::socket::Endpoint;
-use crate::store::{StoreError, Trouble, tls};
-use crate::sys;
-
-/// How much of a server's own words is shown.
-const SHOWN: usize = 200;
+use crate::store::Trouble;
+use crate::store::failure::{self, CLOSED, Meaning, unprepared};
+use crate::store::trouble::shown;
 
 /// What went wrong with one exchange.
+pub(super) type Failure = failure::Failure<Said>;
+
+/// What a server, or JetStream behind it, says when it does not do what it was asked for.
 #[derive(Debug)]
-pub(super) enum Failure {
-    /// Nothing was changed, for this reason.
-    Before(Box<Self>),
-    /// It was this server's.
-    By(Endpoint, Box<Self>),
-    /// Connecting, sending or receiving.
-    Io(io::Error),
-    /// There was no complete answer in time.
-    Silent,
-    /// The server does not speak TLS, and must.
-    NoTls,
-    /// What came is not the protocol of NATS.
-    Garbage,
-    /// TLS: the other side is not who it should be, or does not speak it.
-    Tls(rustls::Error),
-    /// The settings cannot be used.
-    Settings(String),
-    /// We are not let in, or would not go in on these terms.
-    Login(String),
+pub(super) enum Said {
     /// The server's words.
-    Said(String),
+    Words(String),
     /// Nobody answers such requests: there is no JetStream, or it has no leader just now.
     NobodyThere,
     /// There is no JetStream.
@@ -43,12 +23,8 @@ pub(super) enum Failure {
     Refused(Refusal),
     /// A message of so many bytes, and how many one may have.
     TooLarge(usize, usize),
-    /// The bucket, a record, or an answer is not as it must be.
-    Odd(String),
     /// The bucket is not there, and we may not make it: why.
     Unprepared(String),
-    /// Others were faster, again and again.
-    Contended,
 }
 
 /// JetStream's refusal (nats-server, `errors.json`).
@@ -77,84 +53,43 @@ impl Refusal {
     }
 }
 
-impl Failure {
-    /// Whether the connection had ended: one that was idle for long, or whose server was restarted.
-    pub(super) fn is_stale(&self) -> bool {
-        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-        match self.bare() {
-            Self::Io(error) => [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof].contains(&error.kind()),
-            Self::Said(words) => words.eq_ignore_ascii_case("stale connection"),
-            _ => false,
-        }
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Said(Said::Refused(refusal))
+    }
+}
+
+impl Meaning for Said {
+    type Address = Address;
+
+    const SERVER: &str = "nats";
+    const PROTOCOL: &str = "the protocol of NATS";
+    const NO_TLS: (Trouble, &str) = (Trouble::Refused, "it does not speak TLS, and 'nats+tls:' demands it");
+
+    fn without_password(address: &Address, words: &str) -> String {
+        address.without_password(words)
     }
 
-    /// Whether the server answered, and does not let us do it.
-    pub(super) fn is_refusal(&self) -> bool {
-        matches!(self.bare(), Self::Said(_) | Self::Login(_) | Self::Tls(_) | Self::NoTls | Self::Settings(_))
+    fn is_farewell(&self) -> bool {
+        matches!(self, Self::Words(words) if is_farewell(words))
     }
 
-    /// Whether there was no answer.
-    pub(super) fn is_silence(&self) -> bool {
-        matches!(self.bare(), Self::Silent)
+    fn is_definite(&self) -> bool {
+        matches!(self, Self::Words(_) | Self::Refused(_) | Self::NobodyThere | Self::TooLarge(..))
     }
 
-    /// What went wrong, whoever's it was.
-    pub(super) fn bare(&self) -> &Self {
+    fn may_be_the_server(&self) -> bool {
+        matches!(self, Self::Words(_) | Self::NobodyThere)
+    }
+
+    fn meaning(self, address: &Address) -> (Trouble, String) {
         match self {
-            Self::By(_, failure) | Self::Before(failure) => failure.bare(),
-            failure => failure,
-        }
-    }
-
-    /// Whose it was.
-    pub(super) fn server(&self) -> Option<&Endpoint> {
-        match self {
-            Self::By(server, _) => Some(server),
-            Self::Before(failure) => failure.server(),
-            _ => None,
-        }
-    }
-
-    /// Whether another server may do better.
-    pub(super) fn may_be_the_server(&self) -> bool {
-        matches!(self.bare(), Self::Io(_) | Self::Silent | Self::Garbage | Self::Said(_) | Self::NobodyThere)
-    }
-
-    /// The same, of this server.
-    pub(super) fn by(self, server: &Endpoint) -> Self {
-        Self::By(server.clone(), self.into())
-    }
-
-    /// The same, where nothing was changed.
-    pub(super) fn before(self) -> Self {
-        Self::Before(self.into())
-    }
-
-    /// The error of the store at `address`.
-    pub(super) fn at(self, address: &Address) -> StoreError {
-        self.of(&address.to_string(), address)
-    }
-
-    fn of(self, name: &str, address: &Address) -> StoreError {
-        let definite = matches!(self, Self::Said(_) | Self::Refused(_) | Self::NobodyThere | Self::TooLarge(..));
-        let bucket = &address.bucket.name;
-        let (trouble, words) = match self {
-            Self::Before(failure) => return failure.of(name, address).before_anything(),
-            Self::By(server, failure) => return failure.of(&format!("nats at {server}"), address),
-            failure if failure.is_stale() => (Trouble::Unreachable, "it closed the connection".into()),
-            Self::Said(words) => said(&words),
+            Self::Words(words) => said(&words),
             Self::Refused(refusal) => meaning(&refusal),
-            Self::Io(error) => (Trouble::Unreachable, sys::words(&error)),
-            Self::Silent => (Trouble::Unreachable, "it did not answer in time".into()),
             Self::NobodyThere => (Trouble::Unreachable, "its JetStream has no leader just now".into()),
             Self::NoJetStream => {
                 (Trouble::Unfit, "it has no JetStream for us; start it with '-js', or enable it for the account".into())
             }
-            Self::NoTls => (Trouble::Refused, "it does not speak TLS, and 'nats+tls:' demands it".into()),
-            Self::Garbage => (Trouble::Unreachable, "what it answers is not the protocol of NATS".into()),
-            Self::Tls(error) => tls::words(&error, "?ca=FILE", "?cert=FILE&key=FILE"),
-            Self::Login(words) => (Trouble::Refused, words),
-            Self::Settings(words) | Self::Odd(words) => (Trouble::Unfit, words),
             Self::TooLarge(bytes, most) => (
                 Trouble::Unfit,
                 format!(
@@ -162,22 +97,20 @@ impl Failure {
                      'max_payload'"
                 ),
             ),
-            Self::Unprepared(words) => (
-                Trouble::Unprepared,
-                format!(
-                    "it has no bucket '{bucket}', and we may not make it ({words}); let somebody who may run 'dlock setup', \
-                     or what 'dlock setup --print' prints"
-                ),
-            ),
-            Self::Contended => (Trouble::Unreachable, "others were faster all the time".into()),
-        };
-        let error = StoreError::new(trouble, format_args!("{name}: {}", address.without_password(&words)));
-        if definite { error.before_anything() } else { error }
+            Self::Unprepared(why) => unprepared(&format!("bucket '{}'", address.bucket.name), &why),
+        }
     }
+}
+
+fn is_farewell(words: &str) -> bool {
+    words.eq_ignore_ascii_case("stale connection")
 }
 
 /// What a server's words mean that it says before it hangs up, or in the place of an answer.
 fn said(words: &str) -> (Trouble, String) {
+    if is_farewell(words) {
+        return (Trouble::Unreachable, CLOSED.into());
+    }
     let small = words.to_lowercase();
     let words = shown(words);
     if small.contains("permissions violation") {
@@ -203,10 +136,4 @@ fn meaning(refusal: &Refusal) -> (Trouble, String) {
         _ if refusal.code == 503 => (Trouble::Unreachable, format!("it says '{said}'")),
         code => (Trouble::Unfit, format!("it says '{said}' ({code})")),
     }
-}
-
-/// Words of a server.
-pub(super) fn shown(words: &str) -> String {
-    let clean = words.chars().map(|c| if c.is_control() { ' ' } else { c });
-    clean.take(SHOWN).collect::<String>().trim_end().to_owned()
 }

@@ -68,7 +68,7 @@ impl Value {
         let message = match (answer.error, answer.message) {
             // The bucket may be made while we look.
             (Some(refusal), _) if refusal.is_missing_message() || refusal.is_missing_stream() => return Ok(None),
-            (Some(refusal), _) => return Err(Failure::Refused(refusal)),
+            (Some(refusal), _) => return Err(refusal.into()),
             (None, message) => message.ok_or(Failure::Garbage)?,
         };
         let bytes = |text: &str| BASE64_STANDARD.decode(text).map_err(|_| Failure::Garbage);

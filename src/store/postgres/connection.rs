@@ -13,7 +13,7 @@ use postgres_protocol::message::frontend;
 
 use super::address::Address;
 use super::login;
-use super::trouble::{Failure, Refusal};
+use super::trouble::{Failure, Refusal, Said};
 use crate::clock::Moment;
 use crate::store::socket::Endpoint;
 use crate::store::tls::TlsConfig;
@@ -115,7 +115,7 @@ impl Connection {
         if address.primary {
             let standby = connection.ask(&[plain("SELECT pg_is_in_recovery()")], until)?;
             if standby.first().and_then(|done| done.value(0)) == Some("t") {
-                return Err(Failure::Standby);
+                return Err(Failure::Said(Said::Standby));
             }
         }
         Ok(connection)
@@ -181,7 +181,7 @@ impl Connection {
             }
         }
         match refused {
-            Some(refusal) if done.len() < statements.len() => Err(Failure::Server(refusal)),
+            Some(refusal) if done.len() < statements.len() => Err(refusal.into()),
             Some(_) => {
                 self.state = 0;
                 Ok(done)
@@ -229,7 +229,7 @@ impl Connection {
 
     pub(super) fn write(&mut self, bytes: &[u8], until: Moment) -> Result<(), Failure> {
         self.stream.wire().until = until;
-        self.stream.write_all(bytes).and_then(|()| self.stream.flush()).map_err(failure)
+        Ok(self.stream.write_all(bytes).and_then(|()| self.stream.flush())?)
     }
 
     /// The next message that belongs to what was asked.
@@ -277,8 +277,8 @@ impl Connection {
     fn fill(&mut self, until: Moment) -> Result<(), Failure> {
         let mut bytes = [0; 8192];
         self.stream.wire().until = until;
-        match self.stream.read(&mut bytes).map_err(failure)? {
-            0 => Err(Failure::Io(io::ErrorKind::UnexpectedEof.into())),
+        match self.stream.read(&mut bytes)? {
+            0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             read => {
                 self.buffer.extend_from_slice(&bytes[..read]);
                 Ok(())
@@ -300,7 +300,7 @@ impl Connection {
             };
             match self.heed(message)? {
                 None => {}
-                Some(Message::ErrorResponse(body)) => return Err(Failure::Server(Refusal::read(&body))),
+                Some(Message::ErrorResponse(body)) => return Err(Refusal::read(&body).into()),
                 Some(_) => return Err(Failure::Garbage),
             }
         }
@@ -327,15 +327,5 @@ impl Connection {
     /// Ends a transaction that failed. Whether it can be used again.
     pub(super) fn roll_back(&mut self, until: Moment) -> bool {
         self.state == IDLE || self.state != 0 && self.ask(&[plain("ROLLBACK")], until).is_ok()
-    }
-}
-
-pub(super) fn failure(error: io::Error) -> Failure {
-    if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) {
-        return Failure::Silent;
-    }
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(error) => Failure::Tls(error.clone()),
-        None => Failure::Io(error),
     }
 }

@@ -10,7 +10,7 @@ use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
 
 use super::address::{Address, Binding, Mode};
-use super::connection::{Connection, failure};
+use super::connection::Connection;
 use super::tls::end_point;
 use super::trouble::{Failure, Refusal};
 use crate::clock::Moment;
@@ -52,7 +52,7 @@ fn connect_with(
     tls: bool,
     until: Moment,
 ) -> Result<Connection, Failure> {
-    let socket = Wire::over(server.connect(until).map_err(failure)?, until);
+    let socket = Wire::over(server.connect(until)?, until);
     let stream = match (tls, server) {
         (true, Endpoint::Tcp(host, _)) => secured(socket, host, address, config)?,
         _ => Stream::Plain(socket),
@@ -66,10 +66,10 @@ fn connect_with(
 fn secured(mut socket: Wire, host: &str, address: &Address, config: &TlsConfig) -> Result<Stream, Failure> {
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
-    socket.write_all(&request).map_err(failure)?;
+    socket.write_all(&request)?;
     // One byte and no more: what comes behind it unasked is not from inside TLS.
     let mut answer = [0];
-    socket.read_exact(&mut answer).map_err(failure)?;
+    socket.read_exact(&mut answer)?;
     match answer {
         [b'S'] => {}
         [b'N'] if address.security.mode == Mode::Prefer => return Ok(Stream::Plain(socket)),
@@ -77,7 +77,7 @@ fn secured(mut socket: Wire, host: &str, address: &Address, config: &TlsConfig) 
         _ => return Err(Failure::Garbage),
     }
     let session = config.session(host, || address.security.read()).map_err(Failure::Settings)?;
-    tls::secured(socket, session).map_err(failure)
+    Ok(tls::secured(socket, session)?)
 }
 
 fn log_in(connection: &mut Connection, address: &Address, until: Moment) -> Result<(), Failure> {
@@ -113,7 +113,7 @@ fn log_in(connection: &mut Connection, address: &Address, until: Moment) -> Resu
             Message::AuthenticationSasl(body) => proved = scram(connection, address, &body, until)?,
             Message::BackendKeyData(body) => connection.process = body.process_id(),
             Message::ReadyForQuery(_) => return Ok(()),
-            Message::ErrorResponse(body) => return Err(Failure::Server(Refusal::read(&body))),
+            Message::ErrorResponse(body) => return Err(Refusal::read(&body).into()),
             Message::AuthenticationKerberosV5
             | Message::AuthenticationGss
             | Message::AuthenticationSspi
@@ -186,7 +186,7 @@ fn scram(
                 exchange.finish(body.data()).map_err(imposter)?;
                 return Ok(bound);
             }
-            Message::ErrorResponse(body) => return Err(Failure::Server(Refusal::read(&body))),
+            Message::ErrorResponse(body) => return Err(Refusal::read(&body).into()),
             _ => return Err(Failure::Garbage),
         }
     }

@@ -31,9 +31,10 @@ use transact::Stuck;
 use trouble::Failure;
 
 use super::tls::TlsConfig;
+use super::trouble::no_record;
 use super::{Capabilities, Examination, Inspected, Observer, Register, Scope, SetUp, StoreError, Watch, lock};
 use crate::clock::Moment;
-use crate::model::{Clock, Key, LevelId, Record, RecordError, Stamp};
+use crate::model::{Clock, Key, LevelId, Record, Stamp};
 
 /// A register in a database.
 pub struct PostgresRegister {
@@ -175,17 +176,8 @@ impl PostgresRegister {
         *lock(&self.heard) = Some((now, Moment::now()));
         let now = lock(&self.clock).unwrap_or(now);
         let decode = |text: &str| {
-            Record::decode(key, text.as_bytes()).map_err(|error| {
-                Failure::Odd(match error {
-                    RecordError::Newer(layout) => format!(
-                        "the record of '{key}' was written by a newer version of dlock (layout {layout}); use that one"
-                    ),
-                    RecordError::Corrupt(why) => {
-                        let table = self.address.table.prefix();
-                        format!("the record of '{key}' in table '{table}' is not one of dlock's: {why}")
-                    }
-                })
-            })
+            let place = || format!(" in table '{}'", self.address.table.prefix());
+            Record::decode(key, text.as_bytes()).map_err(|why| Failure::Odd(no_record(key, &place(), &why)))
         };
         let kept = record.map(decode).transpose()?;
         let mut seen = kept.clone().unwrap_or_else(|| Record::new(key.clone()));

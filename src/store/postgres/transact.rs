@@ -7,10 +7,11 @@ use serde_json::json;
 
 use super::connection::{Connection, Done, Statement, plain, with};
 use super::table::{self, BEGIN, LIMITS};
-use super::trouble::{Failure, shown};
+use super::trouble::{Failure, Said};
 use super::{PostgresRegister, Reading, lock};
 use crate::clock::{Moment, some_of};
 use crate::model::{Clock, Key, LevelId, Record, Stamp, Standing};
+use crate::store::trouble::shown;
 
 /// How long the server waits for us in a transaction.
 const IDLE: Duration = Duration::from_millis(900);
@@ -230,8 +231,8 @@ impl PostgresRegister {
         match self.ask(&statements, until) {
             // insufficient_privilege, invalid_schema_name
             Err(failure) if ["42501", "3F000"].contains(&failure.code()) => {
-                let Failure::Server(refusal) = failure.bare() else { return Err(failure) };
-                Err(Failure::Unprepared(shown(refusal)).before())
+                let Failure::Said(Said::Refused(refusal)) = failure.bare() else { return Err(failure) };
+                Err(Failure::Said(Said::Unprepared(shown(&refusal.words))).before())
             }
             done => done.map(drop),
         }

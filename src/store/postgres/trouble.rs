@@ -1,46 +1,24 @@
 //! What a server's refusal, or its silence, means for a lock.
 
-use std::io;
-
 use fallible_iterator::FallibleIterator as _;
 use postgres_protocol::message::backend::ErrorResponseBody;
 
 use super::address::Address;
-use crate::store::socket::Endpoint;
-use crate::store::{StoreError, Trouble, tls};
-use crate::sys;
-
-/// How much of a server's own words is shown.
-const SHOWN: usize = 200;
+use crate::store::failure::{self, Meaning, unprepared};
+use crate::store::trouble::shown;
+use crate::store::{Trouble, tls};
 
 /// What went wrong with one exchange.
+pub(super) type Failure = failure::Failure<Said>;
+
+/// What a server says when it does not do what it was asked for.
 #[derive(Debug)]
-pub(super) enum Failure {
-    /// Nothing was changed, for this reason.
-    Before(Box<Self>),
-    /// It was this server's.
-    By(Endpoint, Box<Self>),
-    /// Connecting, sending or receiving.
-    Io(io::Error),
-    /// There was no complete answer in time.
-    Silent,
-    /// The server does not speak TLS, and must.
-    NoTls,
-    /// What came is not the protocol of PostgreSQL.
-    Garbage,
-    /// TLS: the other side is not who it should be, or does not speak it.
-    Tls(rustls::Error),
-    /// The settings cannot be used.
-    Settings(String),
-    /// We are not let in, or would not go in on these terms.
-    Login(String),
-    /// The server's refusal.
-    Server(Refusal),
+pub(super) enum Said {
+    /// A refusal.
+    Refused(Refusal),
     /// It is a standby.
     Standby,
-    /// A record, or an answer, that is not as it must be.
-    Odd(String),
-    /// The tables are not there, and we may not make them: the server's words.
+    /// The tables are not there, and we may not make them: why.
     Unprepared(String),
 }
 
@@ -68,22 +46,17 @@ impl Refusal {
     }
 }
 
-impl Failure {
-    /// Whether the connection had ended: one that was idle for long, or whose server was restarted.
-    pub(super) fn is_stale(&self) -> bool {
-        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-        match self.bare() {
-            Self::Io(error) => [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof].contains(&error.kind()),
-            // Told to end (admin_shutdown, idle_session_timeout), as the server says before it closes.
-            Self::Server(refusal) => ["57P01", "57P05"].contains(&&*refusal.code),
-            _ => false,
-        }
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Said(Said::Refused(refusal))
     }
+}
 
+impl Failure {
     /// The server's code, if it refused.
     pub(super) fn code(&self) -> &str {
         match self.bare() {
-            Self::Server(refusal) => &refusal.code,
+            Self::Said(Said::Refused(refusal)) => &refusal.code,
             _ => "",
         }
     }
@@ -109,66 +82,38 @@ impl Failure {
         // invalid_authorization_specification: no line of pg_hba.conf is for such a connection.
         matches!(self.bare(), Self::Tls(_) | Self::NoTls) || self.code() == "28000"
     }
+}
 
-    /// Whether the server, or we ourselves, said no.
-    pub(super) fn is_refusal(&self) -> bool {
-        matches!(self.bare(), Self::Server(_) | Self::Login(_) | Self::Tls(_) | Self::NoTls | Self::Settings(_))
+impl Meaning for Said {
+    type Address = Address;
+
+    const SERVER: &str = "postgres";
+    const PROTOCOL: &str = "the protocol of PostgreSQL";
+    const NO_TLS: (Trouble, &str) = (Trouble::Refused, "it does not speak TLS, and 'sslmode' demands it");
+
+    fn of_tls(error: &rustls::Error) -> (Trouble, String) {
+        tls::words(error, "?sslrootcert=FILE", "?sslcert=FILE&sslkey=FILE")
     }
 
-    /// Whether there was no answer.
-    pub(super) fn is_silence(&self) -> bool {
-        matches!(self.bare(), Self::Silent)
+    fn without_password(address: &Address, words: &str) -> String {
+        address.without_password(words)
     }
 
-    /// What went wrong, whoever's it was.
-    pub(super) fn bare(&self) -> &Self {
+    fn is_farewell(&self) -> bool {
+        // Told to end (admin_shutdown, idle_session_timeout), as the server says before it closes.
+        matches!(self, Self::Refused(refusal) if ["57P01", "57P05"].contains(&&*refusal.code))
+    }
+
+    fn is_definite(&self) -> bool {
+        matches!(self, Self::Refused(_))
+    }
+
+    fn meaning(self, address: &Address) -> (Trouble, String) {
         match self {
-            Self::By(_, failure) | Self::Before(failure) => failure.bare(),
-            failure => failure,
-        }
-    }
-
-    /// The same, of this server.
-    pub(super) fn by(self, server: &Endpoint) -> Self {
-        Self::By(server.clone(), self.into())
-    }
-
-    /// The same, where nothing was changed.
-    pub(super) fn before(self) -> Self {
-        Self::Before(self.into())
-    }
-
-    /// The error of the store at `address`.
-    pub(super) fn at(self, address: &Address) -> StoreError {
-        self.of(&address.to_string(), address)
-    }
-
-    fn of(self, name: &str, address: &Address) -> StoreError {
-        let refused = matches!(self, Self::Server(_));
-        let (trouble, words) = match self {
-            Self::Before(failure) => return failure.of(name, address).before_anything(),
-            Self::By(server, failure) => return failure.of(&format!("postgres at {server}"), address),
-            Self::Server(refusal) => meaning(&refusal, address),
-            failure if failure.is_stale() => (Trouble::Unreachable, "it closed the connection".into()),
-            Self::Io(error) => (Trouble::Unreachable, sys::words(&error)),
-            Self::Silent => (Trouble::Unreachable, "it did not answer in time".into()),
-            Self::NoTls => (Trouble::Refused, "it does not speak TLS, and 'sslmode' demands it".into()),
-            Self::Garbage => (Trouble::Unreachable, "what it answers is not the protocol of PostgreSQL".into()),
-            Self::Tls(error) => tls::words(&error, "?sslrootcert=FILE", "?sslcert=FILE&sslkey=FILE"),
-            Self::Login(words) => (Trouble::Refused, words),
-            Self::Settings(words) | Self::Odd(words) => (Trouble::Unfit, words),
+            Self::Refused(refusal) => meaning(&refusal, address),
             Self::Standby => (Trouble::Unreachable, STANDBY.into()),
-            Self::Unprepared(words) => (
-                Trouble::Unprepared,
-                format!(
-                    "it has no table '{}', and we may not make it ({words}); let somebody who may run 'dlock setup', or what \
-                     'dlock setup --print' prints",
-                    address.table.prefix()
-                ),
-            ),
-        };
-        let error = StoreError::new(trouble, format_args!("{name}: {}", address.without_password(&words)));
-        if refused { error.before_anything() } else { error }
+            Self::Unprepared(why) => unprepared(&format!("table '{}'", address.table.prefix()), &why),
+        }
     }
 }
 
@@ -179,7 +124,7 @@ const STANDBY: &str = "it is a standby, which takes no locks";
 
 /// What a refusal means, and its words.
 fn meaning(refusal: &Refusal, address: &Address) -> (Trouble, String) {
-    let said = shown(refusal);
+    let said = shown(&refusal.words);
     let (user, database) = (&address.access.user, &address.access.database);
     match &*refusal.code {
         // It may be made the primary soon.
@@ -213,10 +158,4 @@ fn meaning(refusal: &Refusal, address: &Address) -> (Trouble, String) {
             _ => (Trouble::Unfit, format!("it says '{said}' ({code})")),
         },
     }
-}
-
-/// The words of a refusal.
-pub(super) fn shown(refusal: &Refusal) -> String {
-    let clean = refusal.words.chars().map(|c| if c.is_control() { ' ' } else { c });
-    clean.take(SHOWN).collect::<String>().trim_end().to_owned()
 }

@@ -13,7 +13,7 @@ use super::trouble::Failure;
 use crate::clock::Moment;
 use crate::store::hurry::Hurry;
 use crate::store::tls::{self, TlsConfig};
-use crate::store::wire::{Stream, Wire};
+use crate::store::wire::{self, Stream, Wire};
 
 /// How much memory the replies to one request may need. A record with 10,000 waiters takes some 12 MiB.
 const LARGEST: usize = 64 << 20;
@@ -189,10 +189,10 @@ impl Connection {
 }
 
 fn failure(error: io::Error) -> Failure {
-    if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) {
+    if wire::is_silence(&error) {
         return Failure::Silent;
     }
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+    match tls::inside(&error) {
         Some(error) => Failure::Tls(error.clone()),
         None => Failure::Io(error),
     }

@@ -5,11 +5,8 @@ use std::io;
 use redis::ServerError;
 
 use super::address::{Address, Endpoint, Servers};
-use crate::store::{Roll, StoreError, Trouble, tls};
+use crate::store::{Roll, StoreError, Trouble, tls, trouble, wire};
 use crate::sys;
-
-/// How much of a server's own words is shown.
-const SHOWN: usize = 200;
 
 /// What went wrong with one exchange.
 #[derive(Debug)]
@@ -48,9 +45,7 @@ impl Failure {
     /// Whether the connection had ended: one that was idle for long, or whose server was restarted. The server
     /// may have seen the request.
     pub(super) fn is_stale(&self) -> bool {
-        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-        matches!(self, Self::Io(error)
-            if [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof].contains(&error.kind()))
+        matches!(self, Self::Io(error) if wire::is_end(error))
     }
 
     /// The same, of this server.
@@ -196,7 +191,5 @@ pub(super) fn said(error: &ServerError) -> String {
 fn shown(code: &str, words: &str) -> String {
     // What it repeats of our words may be a secret.
     let words = words.split(", with args beginning with").next().unwrap_or_default();
-    let text = format!("{code} {words}");
-    let clean = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    clean.take(SHOWN).collect::<String>().trim_end().to_owned()
+    trouble::shown(&format!("{code} {words}"))
 }
