@@ -120,6 +120,10 @@ fn loss(store: &Store) -> String {
     if store.url().starts_with("nats") {
         return store.bucket().loss("k");
     }
+    #[cfg(feature = "etcd")]
+    if store.url().starts_with("etcd") {
+        return store.etcd().loss("k");
+    }
     #[cfg(feature = "postgres")]
     if store.url().starts_with("postgres") {
         return store.place().loss("k");

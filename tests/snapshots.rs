@@ -360,6 +360,7 @@ fn what_the_doctor_says(store: &Store) {
         Some(("redis+quorum", _)) => "quorum",
         Some(("postgres", _)) => "postgres",
         Some(("nats", _)) => "nats",
+        Some(("etcd", _)) => "etcd",
         Some(_) => "timed",
         None => "file",
     };

@@ -44,7 +44,14 @@ impl Fake {
         })
     }
 
+    /// Its address and port.
+    #[cfg(feature = "etcd")]
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     /// Its URL, had it been a Redis.
+    #[cfg(feature = "redis")]
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }

@@ -4,9 +4,11 @@
 pub(crate) mod activity;
 #[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 pub(crate) mod address;
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "etcd", feature = "postgres", feature = "redis"))]
 pub(crate) mod certificates;
-#[cfg(feature = "redis")]
+#[cfg(feature = "etcd")]
+pub(crate) mod etcd;
+#[cfg(any(feature = "etcd", feature = "redis"))]
 pub(crate) mod fake;
 pub(crate) mod journal;
 pub(crate) mod mutex;
@@ -19,6 +21,8 @@ pub(crate) mod proxy;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 pub(crate) mod schema;
+#[cfg(feature = "etcd")]
+pub(crate) mod sockets;
 pub(crate) mod terminal;
 pub(crate) mod tree;
 
@@ -54,6 +58,8 @@ pub(crate) struct Store {
     postgres: Option<postgres::Place>,
     #[cfg(feature = "nats")]
     nats: Option<nats::Place>,
+    #[cfg(feature = "etcd")]
+    etcd: Option<etcd::Place>,
 }
 
 /// Makes tests of promises, one for each store: of each `fn promise(store: &Store)` that is named. One whose
@@ -154,6 +160,12 @@ macro_rules! on_file_and_redis {
         fn nats() {
             $crate::support::nats::on_a_share(super::$promise);
         }
+
+        #[cfg(feature = "etcd")]
+        #[test]
+        fn etcd() {
+            $crate::support::etcd::on_a_share(super::$promise);
+        }
     };
 }
 pub(crate) use on_file_and_redis;
@@ -202,11 +214,13 @@ impl Store {
             postgres: None,
             #[cfg(feature = "nats")]
             nats: None,
+            #[cfg(feature = "etcd")]
+            etcd: None,
         }
     }
 
     /// The same with another URL.
-    #[cfg(any(feature = "nats", feature = "postgres"))]
+    #[cfg(any(feature = "etcd", feature = "nats", feature = "postgres"))]
     pub(crate) fn at_url(mut self, url: &str) -> Self {
         self.url = url.into();
         self
@@ -249,6 +263,10 @@ impl Store {
         if let Some(place) = &self.nats {
             return place.keys().iter().any(|name| name == key);
         }
+        #[cfg(feature = "etcd")]
+        if let Some(place) = &self.etcd {
+            return place.keys().iter().any(|name| name == key);
+        }
         #[cfg(feature = "redis")]
         if let Some(keys) = self.keys() {
             return keys.iter().any(|name| name.contains(&format!(":{{{key}}}:")));
@@ -264,6 +282,10 @@ impl Store {
         }
         #[cfg(feature = "nats")]
         if let Some(place) = &self.nats {
+            return place.leftovers();
+        }
+        #[cfg(feature = "etcd")]
+        if let Some(place) = &self.etcd {
             return place.leftovers();
         }
         #[cfg(feature = "redis")]
@@ -291,6 +313,10 @@ impl Store {
         if let Some(place) = &self.nats {
             return place.identity();
         }
+        #[cfg(feature = "etcd")]
+        if let Some(place) = &self.etcd {
+            return place.identity();
+        }
         #[cfg(feature = "redis")]
         match &self.servers {
             Some(redis::Servers::Own(server)) => return format!("{}/0?prefix=dlock", server.url()),
@@ -315,7 +341,7 @@ impl Store {
                 let host = rest.rsplit('@').next().unwrap_or_default();
                 format!("postgres at {}", host.split('/').next().unwrap_or_default())
             }
-            "nats" => format!("nats at {}", rest.split('?').next().unwrap_or_default()),
+            "nats" | "etcd" => format!("{scheme} at {}", rest.split('?').next().unwrap_or_default()),
             "redis+sentinel" => "redis master 'mymaster'".into(),
             "redis+cluster" => format!("redis cluster at {}", rest.split(',').next().unwrap_or_default()),
             "redis+ring" => format!("redis ring at {}", rest.split('/').next().unwrap_or_default()),
@@ -338,6 +364,10 @@ impl Store {
             }
             #[cfg(feature = "nats")]
             if let Some(place) = &self.nats {
+                return place.is_asleep(holder);
+            }
+            #[cfg(feature = "etcd")]
+            if let Some(place) = &self.etcd {
                 return place.is_asleep(holder);
             }
             #[cfg(feature = "redis")]
