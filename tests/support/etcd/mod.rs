@@ -163,14 +163,6 @@ impl Server {
         self.must(&["auth", "enable"]);
     }
 
-    /// What others of its cluster call it.
-    #[track_caller]
-    pub(crate) fn member(&self) -> String {
-        let told = self.ask("maintenance/status", &json!({}));
-        let member = told["header"]["member_id"].as_str().and_then(|member| member.parse::<u64>().ok());
-        format!("{:x}", member.expect("it has a number"))
-    }
-
     /// Whether it leads a cluster of one: a server with TLS does not tell us, and its client is asked.
     fn leads_itself(&self) -> bool {
         if self.settings.iter().any(|setting| setting == "--cert-file") {

@@ -1,12 +1,16 @@
 //! A proxy before an etcd server, on an address of its own, that does to what passes what networks do.
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use nix::unistd::Pid;
+
 use super::{PEERS, PORT, Server, new_host};
+use crate::support::activity::local_addresses;
 
 /// The proxy. It ends with the test.
 pub(crate) struct Proxy {
@@ -31,17 +35,18 @@ struct State {
     fate: Option<(&'static str, Fate)>,
     /// Connections stay; what comes over them is dropped.
     drops: bool,
-    /// The same for those of these members of a cluster.
-    strangers: Vec<String>,
+    /// The same for those that this process makes.
+    stranger: Option<Pid>,
+    /// The ports from which it made them.
+    strange: BTreeSet<u16>,
     wires: Vec<TcpStream>,
 }
 
 /// What is known of one connection.
-#[derive(Default)]
 struct Known {
     fate: Option<Fate>,
-    /// The member of the cluster that made it.
-    member: Option<String>,
+    /// The port from which it was made.
+    port: u16,
 }
 
 impl Proxy {
@@ -60,9 +65,10 @@ impl Proxy {
         let listener = TcpListener::bind((&*proxy.host, port)).expect("an address");
         let (server, state) = (server.to_owned(), Arc::clone(&proxy.state));
         thread::spawn(move || {
-            for client in listener.incoming().flatten() {
+            while let Ok((client, from)) = listener.accept() {
                 let Ok(server) = TcpStream::connect((&*server, port)) else { continue };
-                let known = Arc::default();
+                lock(&state).meet(from.port());
+                let known = Arc::new(Mutex::new(Known { fate: None, port: from.port() }));
                 for wire in [&client, &server] {
                     wire.set_nodelay(true).expect("it is TCP");
                 }
@@ -109,7 +115,8 @@ impl Proxy {
     pub(crate) fn heal(&self) {
         let mut state = lock(&self.state);
         state.drops = false;
-        state.strangers.clear();
+        state.stranger = None;
+        state.strange.clear();
         drop(state);
         self.cut();
     }
@@ -122,15 +129,34 @@ impl Proxy {
     }
 }
 
-/// Cuts a server off from the others of its cluster, or from its clients, in both directions: `proxies` has the one
-/// over which each of the `servers` is reached by the others.
+/// Cuts a server off from the others of its cluster, in both directions: `proxies` has the one over which each of the
+/// `servers` is reached by the others.
 pub(crate) fn cut_off(lonely: &Server, servers: &[Server], proxies: &[Proxy]) {
-    let member = lonely.member();
     for (server, proxy) in servers.iter().zip(proxies) {
         if server.host == lonely.host {
             proxy.drop_all();
+            continue;
+        }
+        let mut state = lock(&proxy.state);
+        state.stranger = Some(lonely.pid());
+        state.strange = ports(lonely.pid()).collect();
+    }
+}
+
+/// The ports of a process's connections. No two of them, and of those of others, are the same to one proxy.
+fn ports(pid: Pid) -> impl Iterator<Item = u16> {
+    let port = |(local, _): (String, String)| local.rsplit(':').next().and_then(|port| port.parse().ok());
+    local_addresses(pid.as_raw()).into_iter().filter_map(port)
+}
+
+impl State {
+    /// Looks who made a connection, if that matters.
+    fn meet(&mut self, port: u16) {
+        let strange = self.stranger.is_some_and(|pid| ports(pid).any(|of_it| of_it == port));
+        if strange {
+            self.strange.insert(port);
         } else {
-            lock(&proxy.state).strangers.push(member.clone());
+            self.strange.remove(&port);
         }
     }
 }
@@ -144,7 +170,11 @@ fn pass(from: &TcpStream, to: &TcpStream, state: &Arc<Mutex<State>>, known: &Arc
         while let Ok(read @ 1..) = from.read(&mut bytes) {
             let said = &bytes[..read];
             if asks {
-                learn(said, &mut lock(&state), &mut lock(&known));
+                let mut state = lock(&state);
+                let is_it = |words: &str| said.windows(words.len()).any(|part| part == words.as_bytes());
+                if let Some((_, fate)) = state.fate.take_if(|(words, _)| is_it(words)) {
+                    lock(&known).fate = Some(fate);
+                }
             } else {
                 let delay = lock(&state).delay;
                 thread::sleep(delay);
@@ -156,7 +186,7 @@ fn pass(from: &TcpStream, to: &TcpStream, state: &Arc<Mutex<State>>, known: &Arc
             }
             let is_dropped = {
                 let (state, known) = (lock(&state), lock(&known));
-                state.drops || known.member.as_ref().is_some_and(|member| state.strangers.contains(member))
+                state.drops || state.strange.contains(&known.port)
             };
             if !is_dropped && to.write_all(said).is_err() {
                 break;
@@ -165,20 +195,6 @@ fn pass(from: &TcpStream, to: &TcpStream, state: &Arc<Mutex<State>>, known: &Arc
         let _ = to.shutdown(Shutdown::Both);
         let _ = from.shutdown(Shutdown::Both);
     });
-}
-
-/// Takes from what was said what it says of the connection.
-fn learn(said: &[u8], state: &mut State, known: &mut Known) {
-    /// How servers say who they are, in hexadecimal.
-    const MEMBER: &str = "X-Server-From: ";
-    let text = String::from_utf8_lossy(said);
-    if let Some((_, fate)) = state.fate.filter(|(words, _)| text.contains(words)) {
-        known.fate = Some(fate);
-        state.fate = None;
-    }
-    if let Some((_, rest)) = text.split_once(MEMBER) {
-        known.member.get_or_insert_with(|| rest.chars().take_while(char::is_ascii_hexdigit).collect());
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
