@@ -1,12 +1,10 @@
 //! Servers that are killed, frozen, or started again: alone, and in a cluster while many work under its locks.
 
-use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::{BOUNDED, lease_end};
 use crate::support::journal::Journal;
+use crate::support::load::counts_exactly;
 use crate::support::nats::{Cluster, NATS, Server, on_both};
 use crate::support::{Store, has, wait_for};
 
@@ -30,7 +28,7 @@ fn a_restart_costs_nobody_the_key_or_his_place_and_fences_rise() {
         }
         assert_eq!(journal.entered(), ["a", "b", "c"]);
         assert_eq!(journal.most_at_once(), 1, "{:?}", journal.lines());
-        let fences = fences(&journal);
+        let fences = journal.fences();
         assert!(fence < fences[0] && fences.is_sorted_by(|one, next| one < next), "{fence} {fences:?}");
     });
 }
@@ -53,56 +51,6 @@ fn a_server_that_is_frozen_for_longer_than_a_lease_ends_the_command_before_it() 
     assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
     store.nats().thaw();
     waiter.finish().is(0, "in\n", "");
-}
-
-/// The fences of those who entered, in that order.
-fn fences(journal: &Journal) -> Vec<u64> {
-    let entries = journal.lines().into_iter().filter(|line| line[0] == "enter");
-    entries.map(|line| line[2].parse().expect("a fence")).collect()
-}
-
-/// Counts under a lock from many processes while `trouble` is done, and checks that nobody was beside another one.
-#[track_caller]
-fn counts_exactly(mut store: Store, trouble: &dyn Fn(&mut Store)) {
-    const COUNTERS: usize = 6;
-    let journal = Journal::new(&store);
-    fs::write(store.path("counter"), "0\n").expect("a file");
-    store.run(&["setup"]).is(0, "", "");
-    let counter = store.path("counter").display().to_string();
-    let body = format!("read n <'{counter}'; echo $((n + 1)) >'{counter}'");
-    let over = AtomicBool::new(false);
-    let (url, dir) = (store.url().to_owned(), store.dir.path().to_owned());
-    let done: usize = thread::scope(|scope| {
-        let count = |process: usize| {
-            let (over, url, dir, journal, body) = (&over, &url, &dir, &journal, &body);
-            move || {
-                let its = Store::new();
-                let mut done = 0;
-                while !over.load(Ordering::Relaxed) {
-                    let script = journal.visit(&format!("{process}.{done}"), body);
-                    let args = ["run", "k", "--ttl", "6", "--store-timeout", "30", "--", "sh", "-c", &script];
-                    let mut run = its.dlock(&args);
-                    // That it cannot be given back is no failure: then it ends by itself.
-                    let ran = crate::support::finish(run.env("DLOCK_STORE", url).current_dir(dir));
-                    assert!(ran.status.success(), "{ran:#?}");
-                    done += 1;
-                }
-                done
-            }
-        };
-        let counters: Vec<_> = (0..COUNTERS).map(|process| scope.spawn(count(process))).collect();
-        let entered = || journal.lines().len();
-        wait_for("them to work", || entered() > 20);
-        trouble(&mut store);
-        let before = entered();
-        wait_for("them to work again", || entered() > before + 20);
-        over.store(true, Ordering::Relaxed);
-        counters.into_iter().map(|counter| counter.join().expect("a counter")).sum()
-    });
-    assert_eq!(fs::read_to_string(&counter).expect("the counter"), format!("{done}\n"));
-    assert_eq!(journal.most_at_once(), 1);
-    let fences = fences(&journal);
-    assert!(fences.is_sorted_by(|one, next| one < next), "{fences:?}");
 }
 
 #[test]

@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use dlock::model::{Answer, Stamp};
 use dlock::store::Store as _;
 
-use super::{WITHIN, ask, key, ledger};
+use super::ledger;
 use crate::support::nats::proxy::Proxy;
 use crate::support::nats::{NATS, on_both, shared_cluster, shared_server};
+use crate::support::race::{WITHIN, ask, key};
 use crate::support::{Store, has};
 
 /// The clock of this machine, which is the servers'.

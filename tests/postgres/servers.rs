@@ -34,12 +34,7 @@ fn a_restart_costs_nobody_the_key_or_his_place_and_fences_rise() {
     }
     assert_eq!(journal.entered(), ["a", "b", "c", "d"]);
     assert_eq!(journal.most_at_once(), 1, "{:?}", journal.lines());
-    let fences: Vec<u64> = journal
-        .lines()
-        .into_iter()
-        .filter(|line| line[0] == "enter")
-        .map(|line| line[2].parse().expect("a fence"))
-        .collect();
+    let fences = journal.fences();
     assert!(fence < fences[0] && fences.is_sorted_by(|one, next| one < next), "{fence} {fences:?}");
 }
 

@@ -45,6 +45,12 @@ impl Journal {
         self.lines().into_iter().filter(|line| line[0] == "enter").map(|mut line| line.swap_remove(1)).collect()
     }
 
+    /// The fences of those who entered, in this order.
+    pub(crate) fn fences(&self) -> Vec<u64> {
+        let entries = self.lines().into_iter().filter(|line| line[0] == "enter");
+        entries.map(|line| line[2].parse().expect("a fence is a number")).collect()
+    }
+
     /// Waits until somebody has entered.
     #[track_caller]
     pub(crate) fn await_entry(&self, name: &str) {

@@ -11,6 +11,8 @@ pub(crate) mod etcd;
 #[cfg(any(feature = "etcd", feature = "redis"))]
 pub(crate) mod fake;
 pub(crate) mod journal;
+#[cfg(any(feature = "etcd", feature = "nats"))]
+pub(crate) mod load;
 pub(crate) mod mutex;
 #[cfg(feature = "nats")]
 pub(crate) mod nats;
@@ -18,6 +20,8 @@ pub(crate) mod nats;
 pub(crate) mod postgres;
 #[cfg(feature = "redis")]
 pub(crate) mod proxy;
+#[cfg(any(feature = "etcd", feature = "nats"))]
+pub(crate) mod race;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 pub(crate) mod schema;
