@@ -89,7 +89,8 @@ fn kill_holders(store: &Store, how: &str, victim: fn(&Tree) -> Pid, hand_over: D
 }
 
 fn a_killed_dlock_takes_its_whole_tree_along_before_the_next_command_starts(store: &Store) {
-    let hand_over = if store.beats() { TTL + HAND_OVER } else { HAND_OVER };
+    let end = if store.beats() { TTL.max(store.least_ttl()) + store.grain() } else { Duration::ZERO };
+    let hand_over = end + HAND_OVER;
     let dlock = |holder: &Tree| holder.dlock.pid();
     kill_holders(store, "dlock", dlock, hand_over, |holder| holder.dlock.finish().died_of(SIGKILL));
 }

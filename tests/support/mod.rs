@@ -240,6 +240,16 @@ impl Store {
         !self.url.starts_with("file:")
     }
 
+    /// The shortest lease that it makes: who asks for less gets this one.
+    pub(crate) fn least_ttl(&self) -> Duration {
+        Duration::from_secs(if self.url.starts_with("etcd") { 2 } else { 0 })
+    }
+
+    /// How much later than it is others may see the end of a lease: etcd tells of it in whole seconds.
+    pub(crate) fn grain(&self) -> Duration {
+        self.least_ttl() / 2
+    }
+
     /// Whether nothing has made anything in it yet.
     pub(crate) fn is_untouched(&self) -> bool {
         #[cfg(feature = "postgres")]
