@@ -7,6 +7,8 @@ mod contention;
 mod crash;
 mod directory;
 mod doctor;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod generated;
 mod guard;
 mod history;

@@ -353,6 +353,11 @@ fn what_the_doctor_says(store: &Store) {
         // What is noted of the pooler itself stands elsewhere.
         return assert!(findings.contains("a pooler stands before it"), "{findings}");
     }
+    #[cfg(feature = "etcd")]
+    if std::env::var_os("DLOCK_TEST_ETCD").is_some() && store.url().starts_with("etcd") {
+        // Other versions and several members have other findings.
+        return;
+    }
     let kind = match store.url().split_once("://") {
         Some(("redis+sentinel", _)) => "sentinel",
         Some(("redis+cluster", _)) => "cluster",

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use nix::libc;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
-/// A TCP connection, as sock_diag(7) has it.
+/// A TCP connection, as `sock_diag(7)` has it.
 struct Connection {
     peer: Ipv4Addr,
     /// How long ago, in milliseconds, anything was sent and anything came.
@@ -77,7 +77,7 @@ fn connections() -> BTreeMap<u64, Connection> {
     found
 }
 
-/// The request for all connections over IPv4 and what TCP knows of them: `inet_diag_req_v2` in linux/inet_diag.h.
+/// The request for all connections over IPv4 and what TCP knows of them: `inet_diag_req_v2` in `linux/inet_diag.h`.
 fn question() -> Vec<u8> {
     const LENGTH: u32 = 72;
     /// `SOCK_DIAG_BY_FAMILY`, with `NLM_F_REQUEST` and `NLM_F_DUMP`.
@@ -115,7 +115,7 @@ fn answers(kernel: &OwnedFd, found: &mut BTreeMap<u64, Connection>) -> bool {
     true
 }
 
-/// One connection: `inet_diag_msg` in linux/inet_diag.h, and behind it `tcp_info` among its attributes.
+/// One connection: `inet_diag_msg` in `linux/inet_diag.h`, and behind it `tcp_info` among its attributes.
 fn one(bytes: &[u8]) -> Option<(u64, Connection)> {
     const LENGTH: usize = 72;
     const INFO: u16 = 2;

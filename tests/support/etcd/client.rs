@@ -49,19 +49,28 @@ pub(crate) struct Entry {
     pub(crate) value: String,
     /// The lease with which it ends; 0 if with none.
     pub(crate) lease: i64,
+    /// The revision of etcd with which it was written last.
+    pub(crate) revision: i64,
 }
 
 /// All keys that begin so.
 #[track_caller]
 pub(crate) fn all_under(host: &str, prefix: &str) -> Vec<Entry> {
+    try_all_under(host, prefix).unwrap_or_else(|| panic!("{host} does not tell what is under {prefix}"))
+}
+
+/// The same of a server that may not know it.
+pub(crate) fn try_all_under(host: &str, prefix: &str) -> Option<Vec<Entry>> {
     // The first key that does not begin so has the next letter in the place of the last one.
     let (start, last) = prefix.split_at(prefix.len() - 1);
     let end = format!("{start}{}", char::from(last.as_bytes()[0] + 1));
-    let found = ask(host, "kv/range", &json!({ "key": encoded(prefix), "range_end": encoded(&end) }));
+    let found = try_ask(host, "kv/range", &json!({ "key": encoded(prefix), "range_end": encoded(&end) }))?;
+    let number = |value: &Value| value.as_str().and_then(|text| text.parse().ok()).unwrap_or(0);
     let entry = |kv: &Value| Entry {
         path: decoded(&kv["key"]),
         value: decoded(&kv["value"]),
-        lease: kv["lease"].as_str().and_then(|lease| lease.parse().ok()).unwrap_or(0),
+        lease: number(&kv["lease"]),
+        revision: number(&kv["mod_revision"]),
     };
-    found["kvs"].as_array().into_iter().flatten().map(entry).collect()
+    found["error"].is_null().then(|| found["kvs"].as_array().into_iter().flatten().map(entry).collect())
 }

@@ -58,7 +58,7 @@ impl Cluster {
 }
 
 /// The address of the server that leads, as this one has it; nothing while it knows of none.
-pub(super) fn leader(host: &str) -> Option<String> {
+pub(crate) fn leader(host: &str) -> Option<String> {
     let status = try_ask(host, "maintenance/status", &json!({}))?;
     let leader = status["leader"].as_str().filter(|leader| *leader != "0")?;
     let members = try_ask(host, "cluster/member/list", &json!({}))?;

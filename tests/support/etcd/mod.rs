@@ -12,10 +12,10 @@ use std::process::{Child, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
-pub(crate) use self::cluster::Cluster;
+pub(crate) use self::cluster::{Cluster, leader};
 pub(crate) use self::place::Place;
 pub(crate) use self::shared::{shared_cluster, shared_server};
 use super::address::{PORT, new_host};
@@ -127,20 +127,14 @@ impl Server {
         wait_for("the server to take us in", || self.leads_itself());
     }
 
-    /// A file of the test beside those of the server.
-    pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
-        self.dir.path().join(name)
-    }
-
     /// What it wrote to its log.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap_or_default()
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    /// Asks it for something; see [`client::ask`].
-    #[track_caller]
-    pub(crate) fn ask(&self, what: &str, ask: &Value) -> Value {
-        client::ask(&self.host, what, ask)
+    /// Whether it answers.
+    pub(crate) fn is_up(&self) -> bool {
+        client::try_ask(&self.host, "kv/range", &json!({ "key": "AA==" })).is_some()
     }
 
     /// Runs its own client on it.

@@ -2,14 +2,15 @@
 
 use percent_encoding::percent_decode_str;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::client::{self, Entry, all_under, encoded, try_ask};
 use super::cluster::leader;
-use super::{Cluster, PORT, Server, shared_server};
+use super::proxy::{Proxy, cut_off};
+use super::{Cluster, PORT, Server, etcdctl, shared_server};
 use crate::support::address::new_prefix;
 use crate::support::sockets::listens;
-use crate::support::{Running, Store, wait_for};
+use crate::support::{Done, Running, Store, wait_for};
 
 /// Where a store is.
 pub(crate) struct Place {
@@ -33,31 +34,47 @@ impl Place {
         &self.prefix
     }
 
-    /// Where the record of a key is whose name needs no encoding.
+    /// What all of a key is kept under whose name needs no encoding.
+    fn folder(&self, key: &str) -> String {
+        format!("{}/key/{key}/", self.prefix)
+    }
+
+    /// Where the record of such a key is.
     pub(crate) fn record(&self, key: &str) -> String {
-        format!("{}/key/{key}", self.prefix)
+        self.folder(key) + "record"
     }
 
     /// All keys that have a record.
     pub(crate) fn keys(&self) -> Vec<String> {
-        let records = self.record("");
-        let name = |entry: &Entry| {
-            let name = entry.path.strip_prefix(&records).expect("it begins so");
-            percent_decode_str(name).decode_utf8().expect("a key is text").into_owned()
+        let all = format!("{}/key/", self.prefix);
+        let name = |entry: Entry| {
+            let name = entry.path.strip_prefix(&all)?.strip_suffix("/record")?;
+            Some(percent_decode_str(name).decode_utf8().expect("a key is text").into_owned())
         };
-        all_under(self.host(), &records).iter().map(name).collect()
+        all_under(self.host(), &all).into_iter().filter_map(name).collect()
     }
 
     /// What there is besides records: what shows who lives.
     pub(crate) fn leftovers(&self) -> Vec<String> {
-        let (all, records) = (format!("{}/", self.prefix), self.record(""));
-        let paths = all_under(self.host(), &all).into_iter().map(|entry| entry.path);
-        paths.filter(|path| !path.starts_with(&records)).collect()
+        let all = all_under(self.host(), &format!("{}/", self.prefix));
+        all.into_iter().map(|entry| entry.path).filter(|path| !path.ends_with("/record")).collect()
     }
 
-    /// What shows who lives, or that a key stays taken.
-    pub(crate) fn live(&self) -> Vec<Entry> {
-        all_under(self.host(), &format!("{}/live/", self.prefix))
+    /// What shows that the first holder of a key lives.
+    pub(crate) fn life(&self, key: &str) -> Option<Entry> {
+        let all = all_under(self.host(), &self.folder(key));
+        let record = all.iter().find(|entry| entry.path.ends_with("/record"))?;
+        let record: Value = serde_json::from_str(&record.value).expect("a record is JSON");
+        let level = record["holders"][0]["levels"][0]["id"].as_str()?;
+        all.iter().find(|entry| entry.path.ends_with(level)).cloned()
+    }
+
+    /// Waits until the first holder of a key shows anew that it lives.
+    #[track_caller]
+    pub(crate) fn await_beat(&self, key: &str) {
+        let before = self.life(key).map(|life| life.revision);
+        let is_new = || self.life(key).is_some_and(|life| Some(life.revision) > before);
+        wait_for(&format!("a beat of {key}"), is_new);
     }
 
     /// Puts a text in the place of a record.
@@ -66,20 +83,28 @@ impl Place {
         client::ask(self.host(), "kv/put", &json!({ "key": encoded(&self.record(key)), "value": encoded(text) }));
     }
 
-    /// The address of the server that leads, as any of these has it; nothing while none knows.
-    pub(crate) fn leader_seen_from(&self, hosts: &[String]) -> Option<String> {
-        hosts.iter().find_map(|host| leader(host))
+    /// Cuts one of the test's own servers off from the others; see [`cut_off`].
+    pub(crate) fn cut_off(&self, lonely: usize, proxies: &[Proxy]) {
+        cut_off(&self.own[lonely], &self.own, proxies);
     }
 
-    /// The same as any of its servers has it.
+    /// The address of the server that leads, as any of its servers has it.
     #[track_caller]
     pub(crate) fn leader(&self) -> String {
         let mut found = None;
         wait_for("a leader", || {
-            found = self.leader_seen_from(&self.hosts);
+            found = self.hosts.iter().find_map(|host| leader(host));
             found.is_some()
         });
         found.expect("it was waited for")
+    }
+
+    /// Runs etcd's own client, and expects that all goes well.
+    #[track_caller]
+    pub(crate) fn etcdctl(&self, args: &[&str]) -> Done {
+        let done = etcdctl(self.program, self.host(), args);
+        assert!(done.status.success(), "etcdctl {args:?}: {done:#?}");
+        done
     }
 
     /// Whether a dlock sleeps until it hears from a server.

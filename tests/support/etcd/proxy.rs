@@ -10,7 +10,9 @@ use std::time::Duration;
 use nix::unistd::Pid;
 
 use super::{PEERS, PORT, Server, new_host};
+use crate::support::Running;
 use crate::support::activity::local_addresses;
+use crate::support::sockets::listens;
 
 /// The proxy. It ends with the test.
 pub(crate) struct Proxy {
@@ -91,6 +93,11 @@ impl Proxy {
         format!("etcd://{}:{PORT}{query}", self.host)
     }
 
+    /// Whether a dlock sleeps until it hears from the server.
+    pub(crate) fn is_listened_to_by(&self, dlock: &Running) -> bool {
+        listens(dlock.pid().as_raw(), std::slice::from_ref(&self.host))
+    }
+
     /// What the server says takes so long.
     pub(crate) fn delay(&self, delay: Duration) {
         lock(&self.state).delay = delay;
@@ -131,7 +138,7 @@ impl Proxy {
 
 /// Cuts a server off from the others of its cluster, in both directions: `proxies` has the one over which each of the
 /// `servers` is reached by the others.
-pub(crate) fn cut_off(lonely: &Server, servers: &[Server], proxies: &[Proxy]) {
+pub(super) fn cut_off(lonely: &Server, servers: &[Server], proxies: &[Proxy]) {
     for (server, proxy) in servers.iter().zip(proxies) {
         if server.host == lonely.host {
             proxy.drop_all();
