@@ -113,9 +113,18 @@ pub(super) fn roots(tls: &Tls) -> Result<RootCertStore, String> {
 #[cfg(any(feature = "etcd", feature = "nats", feature = "postgres"))]
 pub(super) fn secured(mut wire: Wire, mut session: ClientConnection) -> std::io::Result<Stream> {
     while session.is_handshaking() {
-        session.complete_io(&mut wire)?;
+        if let Err(error) = session.complete_io(&mut wire) {
+            return Err(last_words(&mut session, &mut wire).unwrap_or(error));
+        }
     }
     Ok(Stream::tls(session, wire))
+}
+
+/// Why the other side hung up while we spoke, if it said so before that.
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres"))]
+fn last_words(session: &mut ClientConnection, wire: &mut Wire) -> Option<std::io::Error> {
+    session.read_tls(wire).ok()?;
+    session.process_new_packets().err().map(std::io::Error::other)
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
