@@ -98,8 +98,9 @@ fn another(store: &Store, number: usize) -> String {
     if let Some(path) = store.url().strip_prefix("file:") {
         return format!("file:{path}-{number}");
     }
-    let (server, prefix) = store.url().split_once("?prefix=").unwrap_or((store.url(), ""));
-    format!("{server}?prefix={prefix}p{number}")
+    let (server, query) = store.url().split_once("?prefix=").unwrap_or((store.url(), ""));
+    let prefix = query.split('&').next().unwrap_or_default();
+    format!("{server}?prefix={prefix}p{number}{}", &query[prefix.len()..])
 }
 
 /// Types the begin of a line and has the shell complete it, again if the store was too slow for this machine. What

@@ -343,6 +343,10 @@ fn reports_of_runs(store: &Store) {
 
 fn what_the_doctor_says(store: &Store) {
     store.run(&["run", "k", "--", "true"]).is(0, "", "");
+    #[cfg(feature = "nats")]
+    if store.url().starts_with("nats:") {
+        store.bucket().await_copies();
+    }
     let text = store.run(&["doctor"]).stdout;
     let (facts, findings) = text.split_once("\n\n").expect("facts and findings");
     let names = facts.lines().map(|line| line.split("  ").next().unwrap_or_default());
@@ -364,7 +368,8 @@ fn what_the_doctor_says(store: &Store) {
         Some(("redis+ring", _)) => "ring",
         Some(("redis+quorum", _)) => "quorum",
         Some(("postgres", _)) => "postgres",
-        Some(("nats", _)) => "nats",
+        #[cfg(feature = "nats")]
+        Some(("nats", _)) => crate::support::nats::set_up().snapshots(),
         Some(("etcd", _)) => "etcd",
         Some(_) => "timed",
         None => "file",

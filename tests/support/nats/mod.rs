@@ -47,15 +47,45 @@ pub(crate) struct Place {
     prefix: String,
 }
 
-/// Runs a test on a store's share of a server that all tests share: with `DLOCK_TEST_NATS` set to `old` or to `cluster` of
-/// the oldest one, or of three.
-pub(crate) fn on_a_share(test: fn(&Store)) {
+/// What the promises of all stores are tested on.
+#[derive(Clone, Copy)]
+pub(crate) struct SetUp {
+    program: &'static str,
+    is_cluster: bool,
+}
+
+/// As `DLOCK_TEST_NATS` has it: `old` or `cluster` for the oldest version or for three servers, `oldcluster` for both.
+pub(crate) fn set_up() -> SetUp {
     let which = std::env::var("DLOCK_TEST_NATS").unwrap_or_default();
-    let program = if which.starts_with("old") { NATS_2_9 } else { NATS };
+    let (program, is_cluster) = match &*which {
+        "" => (NATS, false),
+        "old" => (NATS_2_9, false),
+        "cluster" => (NATS, true),
+        "oldcluster" => (NATS_2_9, true),
+        other => panic!("DLOCK_TEST_NATS is old, cluster or oldcluster, and not {other:?}"),
+    };
+    SetUp { program, is_cluster }
+}
+
+impl SetUp {
+    /// What snapshots of what differs between them are called.
+    pub(crate) fn snapshots(self) -> &'static str {
+        match (self.program == NATS_2_9, self.is_cluster) {
+            (false, false) => "nats",
+            (true, false) => "nats_old",
+            (false, true) => "nats_cluster",
+            (true, true) => "nats_old_cluster",
+        }
+    }
+}
+
+/// Runs a test on a store's share of servers that all tests share.
+pub(crate) fn on_a_share(test: fn(&Store)) {
+    let SetUp { program, is_cluster } = set_up();
     if !has(program) {
         return;
     }
-    if which.ends_with("cluster") {
+    if is_cluster {
         return test(&Store::on_nats_cluster(shared_cluster(program)));
     }
     test(&Store::on_nats(program));
@@ -207,23 +237,37 @@ impl Place {
         });
     }
 
-    /// The name of the server that leads.
+    /// The name of the server that leads; nothing while nobody knows.
     pub(crate) fn leader(&self) -> String {
-        let info = self.client().api(&format!("STREAM.INFO.{}", self.stream()), &Value::Null);
-        info["cluster"]["leader"].as_str().unwrap_or_default().to_owned()
+        let all: Vec<String> = self.hosts.iter().map(|host| format!("n-{host}")).collect();
+        self.leader_seen_from(&all)
     }
 
-    /// The same, as servers with these names have it; nothing while none of them knows.
+    /// The same, as the first of the servers with these names has it that lets us in.
     pub(crate) fn leader_seen_from(&self, names: &[String]) -> String {
+        self.told_by(names)["cluster"]["leader"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Waits until all copies that there are keep up: of a new bucket they do after a while.
+    #[track_caller]
+    pub(crate) fn await_copies(&self) {
+        let all: Vec<String> = self.hosts.iter().map(|host| format!("n-{host}")).collect();
+        wait_for("copies that keep up", || {
+            let info = self.told_by(&all);
+            let followers = info["cluster"]["replicas"].as_array().cloned().unwrap_or_default();
+            info["config"].is_object() && followers.iter().all(|peer| peer["current"] == true)
+        });
+    }
+
+    /// What JetStream says of the bucket, as the first of these servers has it that lets us in; nothing while it does not.
+    fn told_by(&self, names: &[String]) -> Value {
         let subject = format!("$JS.API.STREAM.INFO.{}", self.stream());
-        for host in self.hosts.iter().filter(|host| names.contains(&format!("n-{host}"))) {
-            let Ok(mut client) = Client::try_to(host, "{}") else { continue };
-            if let Ok(Answer::Message(bytes)) = client.request(&subject, "", b"") {
-                let info: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-                return info["cluster"]["leader"].as_str().unwrap_or_default().to_owned();
-            }
+        let mut hosts = self.hosts.iter().filter(|host| names.contains(&format!("n-{host}")));
+        let client = hosts.find_map(|host| Client::try_to(host, "{}").ok());
+        match client.map(|mut client| client.request(&subject, "", b"")) {
+            Some(Ok(Answer::Message(bytes))) => serde_json::from_slice(&bytes).unwrap_or_default(),
+            _ => Value::Null,
         }
-        String::new()
     }
 
     /// What there is besides records: signs of life.
