@@ -61,3 +61,19 @@ fn a_database_that_is_full_and_a_login_that_nobody_asks_for_are_told() {
     }
     assert!(!findings.contains("t0p"), "{findings}");
 }
+
+#[test]
+fn hosts_of_two_clusters_are_no_store() {
+    if !has(ETCD) {
+        return;
+    }
+    let [one, other] = [Server::start(ETCD, &[]), Server::start(ETCD, &[])];
+    let both = format!("{},{}", one.url(), other.url().trim_start_matches("etcd://"));
+    let store = Store::new().at_url(&both);
+    let (findings, _) = doctor(&store);
+    assert!(findings.contains("members of 2 different clusters"), "{findings}");
+    // Whoever holds by one of them is not told by the other one that he may go on.
+    let holder = store.holding("k", &["--ttl", "3"], "echo ready; exec sleep 60");
+    drop(one);
+    holder.finish().says(76, &["different clusters", "stopping the command"]);
+}

@@ -19,6 +19,8 @@ pub(super) struct Header {
     #[serde(deserialize_with = "number")]
     pub(super) revision: i64,
     #[serde(deserialize_with = "unsigned")]
+    pub(super) cluster_id: u64,
+    #[serde(deserialize_with = "unsigned")]
     pub(super) member_id: u64,
     #[serde(deserialize_with = "unsigned")]
     pub(super) raft_term: u64,

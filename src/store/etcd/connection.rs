@@ -142,7 +142,8 @@ impl Connection {
         let token = match self.exchange(&[request], None, until)?.pop() {
             Some(Ok(answer)) => {
                 let answer: Value = serde_json::from_slice(&answer).map_err(|_| Failure::Garbage)?;
-                answer["token"].as_str().ok_or(Failure::Garbage)?.to_owned()
+                let token = answer["token"].as_str().filter(|token| token.bytes().all(|byte| byte.is_ascii_graphic()));
+                token.ok_or(Failure::Garbage)?.to_owned()
             }
             // Where everybody may do everything nobody has a name.
             Some(Err(refusal)) if refusal.is_about_nobody() => String::new(),

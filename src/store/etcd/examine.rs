@@ -36,6 +36,7 @@ struct Told {
     hosts: usize,
     silent: Vec<String>,
     versions: BTreeSet<String>,
+    clusters: BTreeSet<String>,
     members: Vec<String>,
     leader: Option<String>,
     alarms: BTreeSet<String>,
@@ -51,7 +52,8 @@ struct Told {
 
 type Check = fn(&Told) -> Option<Finding>;
 
-const CHECKS: [Check; 10] = [
+const CHECKS: [Check; 11] = [
+    are_several,
     has_no_room,
     has_other_alarms,
     is_old,
@@ -109,6 +111,7 @@ impl EtcdRegister {
             hosts: self.address.hosts.len(),
             silent: Vec::new(),
             versions: version_of(&status).into_iter().collect(),
+            clusters: cluster_of(&status).into_iter().collect(),
             members: members.iter().map(name).collect(),
             leader,
             alarms: list(&alarms.unwrap_or_default()["alarms"]).iter().filter_map(alarm).collect(),
@@ -123,7 +126,10 @@ impl EtcdRegister {
             let status = Connection::open(host, &self.address, &self.tls, &self.login, until)
                 .and_then(|mut other| other.ask::<Value>(&ask("/v3/maintenance/status"), until));
             match status {
-                Ok(status) => told.versions.extend(version_of(&status)),
+                Ok(status) => {
+                    told.versions.extend(version_of(&status));
+                    told.clusters.extend(cluster_of(&status));
+                }
                 Err(failure) => told.silent.push(self.error(failure.by(host)).words),
             }
         }
@@ -140,6 +146,10 @@ impl EtcdRegister {
 
 fn version_of(status: &Value) -> Option<String> {
     status["version"].as_str().map(str::to_owned)
+}
+
+fn cluster_of(status: &Value) -> Option<String> {
+    status["header"]["cluster_id"].as_str().map(str::to_owned)
 }
 
 /// An instant as HTTP writes it: `Fri, 27 Nov 2026 21:12:42 GMT`.
@@ -178,6 +188,16 @@ impl Told {
     fn version_that(&self, is_so: impl Fn(((u32, u32), u32)) -> bool) -> Option<&String> {
         self.versions.iter().find(|version| is_so(numbers(version)))
     }
+}
+
+fn are_several(told: &Told) -> Option<Finding> {
+    (told.clusters.len() > 1).then(|| {
+        Finding::warning(
+            format!("the hosts of the URL are members of {} different clusters", told.clusters.len()),
+            "each of them gives the same key to somebody",
+            "only members of one cluster in the URL",
+        )
+    })
 }
 
 fn has_no_room(told: &Told) -> Option<Finding> {

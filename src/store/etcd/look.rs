@@ -151,6 +151,10 @@ impl EtcdRegister {
     }
 
     fn found(&self, key: &Key, range: Range) -> Result<Reading, Failure> {
+        // Two clusters would each give the key to somebody.
+        if *self.cluster.get_or_init(|| range.header.cluster_id) != range.header.cluster_id {
+            return Err(Failure::Odd("the hosts of the URL are members of different clusters".into()));
+        }
         let prefix = self.address.of(key);
         let name = |kv: &api::Kv| kv.key.strip_prefix(&prefix).unwrap_or_default().to_owned();
         let (records, lives): (Vec<_>, Vec<_>) =

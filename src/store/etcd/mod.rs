@@ -5,6 +5,7 @@ mod address;
 mod api;
 mod connection;
 mod examine;
+mod lease;
 mod look;
 mod observe;
 mod transact;
@@ -15,7 +16,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 pub use self::address::Address as EtcdAddress;
@@ -43,6 +44,8 @@ pub struct EtcdRegister {
     idle: Mutex<Vec<Connection>>,
     /// Which member to try first: the one that answered last.
     first: AtomicUsize,
+    /// Which cluster has answered.
+    cluster: OnceLock<u64>,
     sightings: Mutex<Sightings>,
     /// Leases that were made for a level, until it is known what became of it.
     made: Mutex<HashMap<LevelId, Vec<i64>>>,
@@ -65,6 +68,7 @@ impl EtcdRegister {
             patience,
             idle: Mutex::default(),
             first: AtomicUsize::new(0),
+            cluster: OnceLock::new(),
             sightings: Mutex::default(),
             made: Mutex::default(),
             queued: Mutex::default(),
@@ -200,7 +204,7 @@ impl Register for EtcdRegister {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { shared: true, slots: true, fifo: true, beats: true, least_ttl: transact::LEAST_TTL }
+        Capabilities { shared: true, slots: true, fifo: true, beats: true, least_ttl: lease::LEAST_TTL }
     }
 
     fn transact<T>(

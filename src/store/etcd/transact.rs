@@ -1,18 +1,14 @@
 //! Changing a record: it is read, and what the law makes of it is written if nobody else wrote it meanwhile, together with
 //! the signs of life that come and go with it. Whether that was so, the answer to the write tells, and nothing else does.
-//!
-//! **Renewals.** A hold is renewed by tying its sign of life to a new lease of etcd's, which most members have agreed to. To
-//! keep the old lease alive would cost no agreement, but a leader that was frozen, and does not know yet that there is a new
-//! one, may say that it did so, and may even end a lease that the new leader had kept alive (etcd, issue 15247).
 
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::address::{end_of, level, min_hold};
-use super::api::{self, LeaseLeft, Range, Request};
+use super::api::{self, Range, Request};
 use super::connection::{Connection, read};
-use super::look::{Life, Reading, names};
+use super::look::{Reading, names};
 use super::trouble::Failure;
 use super::{EtcdRegister, lock};
 use crate::clock::{Moment, some_of};
@@ -21,9 +17,6 @@ use crate::store::turn;
 
 /// Whoever lost a swap waits for a random part of this, more each time up to so many times as much. A renewal does not.
 const PAUSE: (Duration, u32) = (Duration::from_millis(2), 8);
-
-/// What etcd counts leases in, and the shortest one that it makes.
-pub(super) const LEAST_TTL: Duration = Duration::from_secs(2);
 
 /// How many operations fit in a transaction: etcd's own limit is 128.
 const MOST_OPERATIONS: usize = 100;
@@ -36,24 +29,18 @@ enum Mine {
     Waits,
 }
 
-impl Written {
-    fn if_so(done: bool) -> Self {
-        if done { Self::Nothing } else { Self::Not(None) }
-    }
-}
-
 /// A change on its way.
-struct Change<'a> {
-    register: &'a EtcdRegister,
-    key: &'a Key,
-    me: Option<LevelId>,
-    until: Moment,
+pub(super) struct Change<'a> {
+    pub(super) register: &'a EtcdRegister,
+    pub(super) key: &'a Key,
+    pub(super) me: Option<LevelId>,
+    pub(super) until: Moment,
     /// A lease of etcd's that was made for it and is not used yet: for how long, and when.
-    spare: Option<(i64, Duration, Moment)>,
+    pub(super) spare: Option<(i64, Duration, Moment)>,
 }
 
 /// What became of a write.
-enum Written {
+pub(super) enum Written {
     /// At which revision.
     At(i64),
     /// There was nothing to write.
@@ -62,11 +49,10 @@ enum Written {
     Not(Option<(Moment, Range)>),
 }
 
-/// A lease of etcd's to tie a sign of life to.
-struct Lease {
-    id: i64,
-    /// What makes it, if it is not there yet.
-    making: Option<Request>,
+impl Written {
+    pub(super) fn if_so(done: bool) -> Self {
+        if done { Self::Nothing } else { Self::Not(None) }
+    }
 }
 
 impl EtcdRegister {
@@ -117,21 +103,6 @@ impl EtcdRegister {
             reading = again.map_err(|failure| failure.by(&server).before())?;
         }
     }
-
-    /// Begins a lease of etcd's anew; no, if it has ended.
-    pub(super) fn sign(
-        &self,
-        connection: &mut Connection,
-        me: LevelId,
-        life: Life,
-        until: Moment,
-    ) -> Result<bool, Failure> {
-        let sent = Moment::now();
-        let left: LeaseLeft = connection.ask_stream(&api::keep_alive(life.lease), until)?;
-        let Some(seconds) = u64::try_from(left.ttl).ok().filter(|seconds| *seconds > 0) else { return Ok(false) };
-        self.saw(&level(me), life.revision, sent.after(Duration::from_secs(seconds)));
-        Ok(true)
-    }
 }
 
 impl Change<'_> {
@@ -140,8 +111,15 @@ impl Change<'_> {
         if *record == reading.seen {
             return Ok(Written::Nothing);
         }
-        let mine = self.me.and_then(|me| Some((me, mine(me, reading, record)?)));
         let life_of = |me: LevelId| reading.lives.get(&level(me)).copied();
+        let mine = self.me.and_then(|me| Some((me, mine(me, reading, record)?)));
+        // What is renewed never ends sooner than it would have.
+        let mine = mine.map(|(me, mine)| match (mine, life_of(me), reading.seen.standing(me)) {
+            (Mine::Holds(span), Some(life), Standing::Holding { .. }) => {
+                (me, Mine::Holds(span.max(self.register.left_of(&level(me), life.revision))))
+            }
+            _ => (me, mine),
+        });
         // Where tests rule time, all of it stands in the record.
         if let Some((me, mine)) = mine
             && let Some(life) = life_of(me)
@@ -149,7 +127,7 @@ impl Change<'_> {
             && !self.is_ruled()
         {
             return match mine {
-                Mine::Holds(ttl) => self.renew(connection, me, life, ttl, reading),
+                Mine::Holds(span) => self.renew(connection, me, life, span, reading),
                 Mine::Waits => Ok(Written::if_so(self.register.sign(connection, me, life, self.until)?)),
             };
         }
@@ -182,8 +160,8 @@ impl Change<'_> {
                 success.push(api::put(&format!("{prefix}{}", min_hold(me)), b"", Some(lease.id)));
             }
         }
-        success.extend(farewells(&prefix, reading, record));
         success.extend(news(&prefix, reading, record, self.me));
+        success.extend(farewells(&prefix, reading, record));
         success.truncate(MOST_OPERATIONS);
         let written = self.swap(connection, making, &api::is_at(&name, reading.written), &success)?;
         if let Written::At(revision) = written {
@@ -197,7 +175,7 @@ impl Change<'_> {
     }
 
     /// Makes leases, and does what needs them if this is so. A member does one after the other, so all of it is sent at once.
-    fn swap(
+    pub(super) fn swap(
         &self,
         connection: &mut Connection,
         making: impl IntoIterator<Item = Request>,
@@ -226,7 +204,7 @@ impl Change<'_> {
     }
 
     /// It is known what became of the leases that were made for this.
-    fn has_come(&mut self, revision: i64, shown_until: Option<Moment>) {
+    pub(super) fn has_come(&mut self, revision: i64, shown_until: Option<Moment>) {
         self.spare = None;
         if let Some(me) = self.me {
             if let Some(end) = shown_until {
@@ -236,95 +214,8 @@ impl Change<'_> {
         }
     }
 
-    /// Renews a hold of which nothing else is new. No, if something has become of it meanwhile.
-    fn renew(
-        &mut self,
-        connection: &mut Connection,
-        me: LevelId,
-        life: Life,
-        ttl: Duration,
-        reading: &Reading,
-    ) -> Result<Written, Failure> {
-        let sent = Moment::now();
-        // It never ends sooner than it would have.
-        let ttl = ttl.max(self.register.left_of(&level(me), life.revision));
-        let lease = self.lease(me, ttl)?;
-        let name = format!("{}{}", self.register.address.of(self.key), level(me));
-        let renewal = [api::put(&name, b"", Some(lease.id))];
-        match self.swap(connection, lease.making, &api::is_at(&name, life.revision), &renewal) {
-            Err(failure) if failure.refusal().is_some_and(api::Refusal::is_full) => {
-                Ok(Written::if_so(self.hold_on(connection, me, life, reading)?))
-            }
-            Ok(Written::At(revision)) => {
-                self.has_come(revision, Some(sent.after(ttl)));
-                Ok(Written::At(revision))
-            }
-            written => written,
-        }
-    }
-
-    /// Renews a hold where there is no room for anything new, by keeping its lease alive. Who answers may be a leader of
-    /// yesterday, so it counts only if the same member, with the same term before and after it, still knows what most members
-    /// agree to: then there was no other leader meanwhile.
-    fn hold_on(&self, connection: &mut Connection, me: LevelId, life: Life, before: &Reading) -> Result<bool, Failure> {
-        if !self.register.sign(connection, me, life, self.until)? {
-            return Ok(false);
-        }
-        let after = self.register.look_at(connection, self.key, Some(me), self.until)?;
-        Ok(after.member == before.member && after.lives.get(&level(me)) == Some(&life))
-    }
-
-    fn is_ruled(&self) -> bool {
+    pub(super) fn is_ruled(&self) -> bool {
         lock(&self.register.clock).is_some()
-    }
-
-    /// A lease of etcd's for our level: one that was made for this change and lost a swap, or a new one.
-    fn lease(&mut self, me: LevelId, span: Duration) -> Result<Lease, Failure> {
-        let is_good = |(_, good_for, made): &(i64, Duration, Moment)| {
-            *good_for == span && Moment::now().since(*made) < LEAST_TTL / 2
-        };
-        if let Some((id, ..)) = self.spare.filter(is_good) {
-            return Ok(Lease { id, making: None });
-        }
-        let lease = self.new_lease(me, span)?;
-        self.spare = Some((lease.id, span, Moment::now()));
-        Ok(lease)
-    }
-
-    /// A new lease. As long as it is not known what became of the change that it is for, it is remembered.
-    fn new_lease(&self, me: LevelId, span: Duration) -> Result<Lease, Failure> {
-        let mut bytes = [0; 8];
-        getrandom::fill(&mut bytes).map_err(|error| Failure::Settings(format!("no random numbers: {error}")))?;
-        let id = (i64::from_le_bytes(bytes) & i64::MAX).max(1);
-        // Where tests rule time, nothing ends by itself.
-        let span = if self.is_ruled() { Duration::from_secs(3600) } else { span.max(LEAST_TTL) };
-        let seconds = span.as_secs() + u64::from(span.subsec_nanos() > 0);
-        lock(&self.register.made).entry(me).or_default().push(id);
-        Ok(Lease { id, making: Some(api::grant(id, seconds)) })
-    }
-
-    /// Ends what was made for a level that goes, so that no change of it that got no answer comes late. Whether there was
-    /// anything: then the record has to be looked at again.
-    fn take_back(&self, connection: &mut Connection, record: &Record) -> Result<bool, Failure> {
-        let Some(me) = self.me.filter(|me| record.standing(*me) == Standing::Gone) else { return Ok(false) };
-        let made = lock(&self.register.made).remove(&me).unwrap_or_default();
-        for (at, id) in made.iter().enumerate() {
-            if let Err(failure) = end_lease(connection, *id, self.until) {
-                lock(&self.register.made).entry(me).or_default().extend(&made[at..]);
-                return Err(failure);
-            }
-        }
-        Ok(!made.is_empty())
-    }
-
-    /// Ends the lease of a level that has gone. It would end by itself.
-    fn clean_up(&self, connection: &mut Connection, reading: &Reading, record: &Record) {
-        let gone = self.me.filter(|me| record.standing(*me) == Standing::Gone);
-        if let Some(life) = gone.and_then(|me| reading.lives.get(&level(me)))
-            && let Err(failure) = end_lease(connection, life.lease, self.until)
-        {
-            log::info!("a lease of etcd's was left to end by itself: {}", self.register.error(failure));
-        }
     }
 }
 
@@ -412,12 +303,4 @@ fn is_that_all(me: LevelId, reading: &Reading, record: &Record) -> bool {
         waiter.until = before.and_then(|before| before.until);
     }
     as_before == reading.seen && reading.kept.is_some()
-}
-
-/// Ends a lease, if it has not ended.
-fn end_lease(connection: &mut Connection, id: i64, until: Moment) -> Result<(), Failure> {
-    match connection.ask::<Value>(&api::revoke(id), until) {
-        Err(failure) if failure.refusal().is_some_and(api::Refusal::is_ended_lease) => Ok(()),
-        ended => ended.map(drop),
-    }
 }
