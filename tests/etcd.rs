@@ -1,6 +1,7 @@
 //! What is particular to etcd. What it shares with other stores stands with the topic.
 
 mod access;
+mod cost;
 mod doctor;
 mod leases;
 mod network;

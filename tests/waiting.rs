@@ -394,3 +394,21 @@ fn frozen_waiters_at_the_head_of_the_queue_do_not_hold_up_those_behind_for_ever(
         waiter.finish().is(0, "", "");
     }
 }
+
+/// How long so many who wait take from one to the next.
+#[cfg(any(feature = "etcd", feature = "postgres"))]
+pub(crate) fn hand_over(store: &Store, waiting: usize) -> Duration {
+    let journal = Journal::new(store);
+    let holder = store.hold("k");
+    let names: Vec<String> = (0..waiting).map(|number| number.to_string()).collect();
+    let waiters: Vec<Running> =
+        names.iter().map(|name| store.waiting("k", &["-w", "60"], &journal.visit(name, ":"))).collect();
+    let start = Instant::now();
+    holder.finish().is(0, "", "");
+    for waiter in waiters {
+        waiter.finish().is(0, "", "");
+    }
+    let took = start.elapsed() / u32::try_from(waiting).expect("a few");
+    assert_eq!(journal.entered(), names);
+    took
+}

@@ -2,16 +2,16 @@
 
 use std::fs;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dlock::model::{Answer, Ask, Ending, Info, Key, LeaseId, Mode, Patience, Released, Renewed};
 use dlock::store::{Ledger, PostgresAddress, PostgresRegister, Store as _};
 
 use super::BOUNDED;
 use crate::support::activity::Activity;
-use crate::support::journal::Journal;
 use crate::support::postgres::{Server, has_postgres};
 use crate::support::{Running, Store, wait_for};
+use crate::waiting::hand_over;
 
 const WITHIN: Duration = Duration::from_secs(20);
 
@@ -161,23 +161,6 @@ fn a_table_stays_as_small_as_it_was_however_often_keys_are_taken() {
     let bytes: u64 = late.split('|').next().and_then(|bytes| bytes.parse().ok()).expect("a number");
     assert!(bytes <= 64 << 10, "{late}");
     assert!(counts[1] * 100 >= counts[0] * 95, "{counts:?}");
-}
-
-/// How long so many who wait take from one to the next.
-fn hand_over(store: &Store, waiting: usize) -> Duration {
-    let journal = Journal::new(store);
-    let holder = store.hold("k");
-    let names: Vec<String> = (0..waiting).map(|number| number.to_string()).collect();
-    let waiters: Vec<Running> =
-        names.iter().map(|name| store.waiting("k", &BOUNDED, &journal.visit(name, ":"))).collect();
-    let start = Instant::now();
-    holder.finish().is(0, "", "");
-    for waiter in waiters {
-        waiter.finish().is(0, "", "");
-    }
-    let took = start.elapsed() / u32::try_from(waiting).expect("a few");
-    assert_eq!(journal.entered(), names);
-    took
 }
 
 /// Who is not told looks after 100 ms at the earliest: on the average, that is longer than a hand-over may take.

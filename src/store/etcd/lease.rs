@@ -12,7 +12,7 @@ use super::address::level;
 use super::api::{self, LeaseLeft, Request};
 use super::connection::Connection;
 use super::look::{Life, Reading};
-use super::transact::{Change, Written};
+use super::transact::{Change, Written, is_full};
 use super::trouble::Failure;
 use super::{EtcdRegister, lock};
 use crate::clock::Moment;
@@ -60,9 +60,7 @@ impl Change<'_> {
         let name = format!("{}{}", self.register.address.of(self.key), level(me));
         let renewal = [api::put(&name, b"", Some(lease.id))];
         match self.swap(connection, lease.making, &api::is_at(&name, life.revision), &renewal) {
-            Err(failure) if failure.refusal().is_some_and(api::Refusal::is_full) => {
-                Ok(Written::if_so(self.hold_on(connection, me, life, reading)?))
-            }
+            Err(failure) if is_full(&failure) => Ok(Written::if_so(self.hold_on(connection, me, life, reading)?)),
             Ok(Written::At(revision)) => {
                 self.has_come(revision, Some(sent.after(span)));
                 Ok(Written::At(revision))

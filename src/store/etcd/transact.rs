@@ -78,7 +78,12 @@ impl EtcdRegister {
             let taken_back = course.take_back(&mut connection, &record);
             let mut now = None;
             if !taken_back.map_err(|failure| failure.by(&server).before())? {
-                match course.write(&mut connection, &reading, &record).map_err(|failure| failure.by(&server))? {
+                let written = course.write(&mut connection, &reading, &record);
+                if written.as_ref().is_err_and(is_full) {
+                    // What cannot be written down can be seen: whoever is gone does not live.
+                    course.clean_up(&mut connection, &reading, &record);
+                }
+                match written.map_err(|failure| failure.by(&server))? {
                     Written::At(_) | Written::Nothing => {
                         course.clean_up(&mut connection, &reading, &record);
                         self.keep(connection);
@@ -226,6 +231,11 @@ fn is_urgent(me: Option<LevelId>, seen: &Record) -> bool {
         Standing::Waiting(at) => seen.queue[at].offered_at.is_some(),
         Standing::Gone => false,
     })
+}
+
+/// Whether there is no room for anything new.
+pub(super) fn is_full(failure: &Failure) -> bool {
+    failure.refusal().is_some_and(api::Refusal::is_full)
 }
 
 /// Signs of life that belong to nobody any more.
