@@ -4,6 +4,7 @@ mod access;
 mod doctor;
 mod network;
 mod oracle;
+mod partition;
 mod races;
 mod refusals;
 mod servers;

@@ -41,6 +41,23 @@ fn an_answer_that_is_lost_costs_neither_the_key_nor_a_second_grant() {
 }
 
 #[test]
+fn a_server_that_lets_one_in_and_then_is_silent_leaves_time_for_the_others() {
+    if !has(NATS) {
+        return;
+    }
+    let near = Store::on_nats(NATS);
+    near.run(&["setup"]).is(0, "", "");
+    let server = shared_server(NATS);
+    let proxy = Proxy::to(&server.host);
+    let far = Store::new().at_url(&proxy.url(near.url()).replace('?', &format!(",{}:6390?", server.host)));
+    for args in [&["fence", "k"][..], &["unlock", "k", "--yes"]] {
+        proxy.mute_after("STREAM.INFO");
+        let done = far.run(&[&["--store-timeout", "2"][..], args].concat());
+        assert!(proxy.has_muted() && done.status.code() < Some(2), "{done:#?}");
+    }
+}
+
+#[test]
 fn connections_that_are_cut_again_and_again_cost_nobody_the_key_or_his_place() {
     if !has(NATS) {
         return;

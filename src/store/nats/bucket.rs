@@ -1,5 +1,7 @@
 //! The bucket: a stream with the settings of a key-value bucket that keeps one value for each key (ADR-8), as locks need it.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -9,6 +11,10 @@ use super::trouble::{Failure, Refusal, Said};
 use crate::clock::Moment;
 use crate::model::Stamp;
 use crate::store::trouble::shown;
+
+/// Whoever leads hears of the others every second, and those who hear nothing of it choose another one after 4 s or more
+/// (nats-server, `raft.go`: `hbInterval` and `minElectionTimeout`).
+const HEARD_WITHIN: Duration = Duration::from_secs(3);
 
 /// What JetStream says of a stream.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -70,6 +76,17 @@ pub(super) struct Peer {
     pub(super) current: bool,
     pub(super) offline: bool,
     pub(super) lag: u64,
+    /// How long ago the leader heard of it, in nanoseconds.
+    active: i64,
+}
+
+impl Peer {
+    /// Whether the leader hears of it.
+    fn is_heard(&self) -> bool {
+        // Of whom it never heard it says 0; of whom it heard before its clock was set back, too.
+        let is_new = self.active == 0 && !self.current;
+        !is_new && Duration::from_nanos(u64::try_from(self.active).unwrap_or(0)) <= HEARD_WITHIN
+    }
 }
 
 impl StreamInfo {
@@ -82,6 +99,14 @@ impl StreamInfo {
     pub(super) fn leader(&self) -> String {
         let cluster = self.cluster.clone().unwrap_or_default();
         cluster.name.and(cluster.leader).unwrap_or_default()
+    }
+
+    /// Whether others may lead by now and have written more: most of them were silent for so long. An old server does not
+    /// have to know, for its time is asked with a write.
+    pub(super) fn may_be_outdated(&self) -> bool {
+        let peers = self.cluster.as_ref().map_or(&[][..], |cluster| &cluster.replicas);
+        let silent = peers.iter().filter(|peer| !peer.is_heard()).count();
+        self.ts.is_some() && silent * 2 > peers.len()
     }
 
     /// Whether only the stream as a whole can be compared and swapped: servers before 2.9.21 have two winners where a
@@ -216,7 +241,7 @@ pub(super) fn script(address: &Address) -> String {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{Config, fault, settings, stamp};
+    use super::{Config, StreamInfo, fault, settings, stamp};
     use crate::store::nats::address::Address;
 
     fn address(query: &str) -> Address {
@@ -250,6 +275,26 @@ mod tests {
         ] {
             assert!(fault_of(query, change.clone()).is_some_and(|fault| fault.contains(word)), "{change}");
         }
+    }
+
+    #[test]
+    fn a_leader_that_hears_of_less_than_half_of_the_others_may_be_none() {
+        let second = 1_000_000_000_i64;
+        let is_outdated = |ts: Option<&str>, peers: &[(bool, i64)]| {
+            let peers: Vec<Value> =
+                peers.iter().map(|(current, active)| json!({ "current": current, "active": active })).collect();
+            let info = json!({ "ts": ts, "cluster": { "replicas": peers } });
+            serde_json::from_value::<StreamInfo>(info).expect("it is one").may_be_outdated()
+        };
+        let now = Some("2026-11-27T18:00:00Z");
+        assert!(!is_outdated(now, &[]));
+        assert!(!is_outdated(now, &[(true, 1), (true, 9 * second)]));
+        assert!(is_outdated(now, &[(true, 4 * second), (false, 9 * second)]));
+        assert!(!is_outdated(now, &[(true, 0), (false, 9 * second)]), "a clock that was set back");
+        assert!(!is_outdated(now, &[(true, -second), (false, 9 * second)]));
+        assert!(is_outdated(now, &[(false, 0), (false, 9 * second)]), "never heard of");
+        assert!(!is_outdated(None, &[(false, 0), (false, 9 * second)]));
+        assert!(!is_outdated(now, &[(true, 1), (true, 1), (false, 9 * second), (false, 9 * second)]));
     }
 
     #[test]

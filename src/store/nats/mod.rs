@@ -41,7 +41,7 @@ pub struct NatsRegister {
     tls: TlsConfig,
     /// Whether a missing bucket is made when a key is asked for.
     makes: bool,
-    /// How long what has no limit of its own may take.
+    /// How long what has no limit of its own may take at one server.
     patience: Duration,
     idle: Mutex<Vec<Connection>>,
     /// Which server to try first: not the one that failed last.
@@ -77,7 +77,8 @@ impl NatsRegister {
             address: address.clone(),
             tls: TlsConfig::default(),
             makes,
-            patience,
+            // One that is silent leaves time for the others.
+            patience: patience / u32::try_from(address.hosts.len()).unwrap_or(u32::MAX),
             idle: Mutex::default(),
             first: AtomicUsize::new(0),
             heard: Mutex::default(),
@@ -92,8 +93,10 @@ impl NatsRegister {
 
     fn error(&self, failure: Failure) -> StoreError {
         let failed = failure.server().and_then(|server| self.address.hosts.iter().position(|host| host == server));
-        if let Some(failed) = failed.filter(|_| failure.may_be_the_server()) {
+        if let Some(failed) = failed.filter(|_| failure.may_be_the_server() && self.address.hosts.len() > 1) {
             self.first.store(failed + 1, Ordering::Relaxed);
+            // What is idle there would cost a try each.
+            lock(&self.idle).retain(|connection| connection.server != self.address.hosts[failed]);
         }
         failure.at(&self.address)
     }

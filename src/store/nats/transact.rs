@@ -8,6 +8,9 @@
 //! older one only stamps what is written, so something is; whoever only looks, or was too slow and tries again, goes by his own
 //! clock from there, which may be behind and never ahead.
 //!
+//! Whoever led and is cut off from the others does not know at once that somebody else leads. It cannot write, so nothing that it
+//! grants counts; and what it has is not looked at once the others were silent for so long that they may have chosen another.
+//!
 //! Each leader has a clock of its own. A record says by whose clock its instants are, and what the time was there when it was
 //! written; under another leader they are moved so that no time has passed since. What lives may live up to a ttl longer
 //! then, and never shorter.
@@ -130,6 +133,9 @@ impl NatsRegister {
         let mut replies = connection.ask(&requests().collect::<Vec<_>>(), until)?;
         let judge = |reply: &[u8]| bucket::judge(reply, &self.address);
         let Some(info) = judge(&replies[0])? else { return Ok(None) };
+        if info.may_be_outdated() {
+            return Err(Failure::Said(Said::NobodyThere));
+        }
         let heard = lock(&self.heard).clone().filter(|heard| !anew && heard.clock == info.leader());
         let told = if let Some(now) = info.stamp() {
             now

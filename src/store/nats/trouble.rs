@@ -79,7 +79,12 @@ impl Meaning for Said {
     }
 
     fn may_be_the_server(&self) -> bool {
-        matches!(self, Self::Words(_) | Self::NobodyThere)
+        match self {
+            Self::Words(_) | Self::NobodyThere => true,
+            // One that is cut off from all others knows of no leader.
+            Self::Refused(refusal) => refusal.code == 503,
+            _ => false,
+        }
     }
 
     fn meaning(self, address: &Address) -> (Trouble, String) {

@@ -3,6 +3,7 @@
 mod client;
 mod cluster;
 pub(crate) mod proxy;
+pub(crate) mod routes;
 mod shared;
 
 use std::fs;
