@@ -25,7 +25,7 @@ fn a_server_that_cannot_be_used_is_told_with_the_right_code() {
     run(&format!("{url}&replicas=2")).says(78, &["'replicas' is 1, 3 or 5"]);
     run(&format!("{url}&replicas=3")).says(78, &["replicas > 1 not supported", "?replicas="]);
     run(&format!("{url}&creds=/nowhere")).says(78, &["cannot read '/nowhere'"]);
-    run(&format!("{url}&domain=nowhere")).says(69, &["no leader"]);
+    run(&format!("{url}&domain=nowhere")).says(69, &["nobody answers for domain 'nowhere'"]);
     // What is no such server at all.
     let other = std::net::TcpListener::bind((&*crate::support::address::new_host(), 6390)).expect("an address");
     let address = other.local_addr().expect("it has one");

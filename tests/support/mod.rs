@@ -4,7 +4,7 @@
 pub(crate) mod activity;
 #[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 pub(crate) mod address;
-#[cfg(any(feature = "etcd", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 pub(crate) mod certificates;
 #[cfg(feature = "etcd")]
 pub(crate) mod etcd;

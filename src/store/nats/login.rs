@@ -25,13 +25,22 @@ pub(super) fn connect(
     let socket = Wire::over(server.connect(until)?, until);
     let mut stream = Stream::Plain(socket);
     if address.tls_first {
-        stream = secured(stream, server, address, config)?;
+        stream = secured(stream, server, address, config).map_err(|failure| match failure {
+            Failure::Tls(rustls::Error::InvalidMessage(_)) => {
+                Failure::Settings("it does not begin with TLS, as '?tls_first=true' wants it".into())
+            }
+            failure => failure,
+        })?;
     }
     let mut inbox = [0; 16];
     getrandom::fill(&mut inbox).map_err(|error| Failure::Settings(format!("no random numbers: {error}")))?;
     let inbox = format!("_INBOX.{:032x}", u128::from_le_bytes(inbox));
     let mut connection = Connection::over(server, stream, inbox);
-    let info = match connection.receive(until)? {
+    let greeting = connection.receive(until).map_err(|failure| {
+        let is_nothing = failure.is_silence() || failure.is_stale();
+        if is_nothing && address.secure && !address.tls_first { Failure::Said(Said::NoGreeting) } else { failure }
+    });
+    let info = match greeting? {
         Received::Info(info) => info,
         Received::Refusal(words) => return Err(Failure::Said(Said::Words(words))),
         _ => return Err(Failure::Garbage),

@@ -15,6 +15,8 @@ pub(super) type Failure = failure::Failure<Said>;
 pub(super) enum Said {
     /// The server's words.
     Words(String),
+    /// It says nothing before TLS begins, and it is to speak TLS.
+    NoGreeting,
     /// Nobody answers such requests: there is no JetStream, or it has no leader just now.
     NobodyThere,
     /// There is no JetStream.
@@ -80,7 +82,7 @@ impl Meaning for Said {
 
     fn may_be_the_server(&self) -> bool {
         match self {
-            Self::Words(_) | Self::NobodyThere => true,
+            Self::Words(_) | Self::NoGreeting | Self::NobodyThere => true,
             // One that is cut off from all others knows of no leader.
             Self::Refused(refusal) => refusal.code == 503,
             _ => false,
@@ -91,7 +93,11 @@ impl Meaning for Said {
         match self {
             Self::Words(words) => said(&words),
             Self::Refused(refusal) => meaning(&refusal),
-            Self::NobodyThere => (Trouble::Unreachable, "its JetStream has no leader just now".into()),
+            Self::NoGreeting => (
+                Trouble::Unreachable,
+                "it says nothing before TLS begins; if that is its 'handshake_first', say '?tls_first=true'".into(),
+            ),
+            Self::NobodyThere => (Trouble::Unreachable, nobody_there(address.bucket.domain.as_deref())),
             Self::NoJetStream => {
                 (Trouble::Unfit, "it has no JetStream for us; start it with '-js', or enable it for the account".into())
             }
@@ -109,6 +115,14 @@ impl Meaning for Said {
 
 fn is_farewell(words: &str) -> bool {
     words.eq_ignore_ascii_case("stale connection")
+}
+
+/// Where the JetStream is that did not answer.
+fn nobody_there(domain: Option<&str>) -> String {
+    match domain {
+        Some(domain) => format!("nobody answers for domain '{domain}': it is away just now, or has another name"),
+        None => "its JetStream has no leader just now".into(),
+    }
 }
 
 /// What a server's words mean that it says before it hangs up, or in the place of an answer.

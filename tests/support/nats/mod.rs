@@ -2,6 +2,7 @@
 
 mod client;
 mod cluster;
+pub(crate) mod operator;
 pub(crate) mod proxy;
 pub(crate) mod routes;
 mod shared;
