@@ -162,6 +162,12 @@ impl Server {
         self.await_ready();
     }
 
+    /// The same as another version.
+    pub(crate) fn start_again_as(&mut self, program: &'static str) {
+        self.program = program;
+        self.start_again();
+    }
+
     /// What it is called in its cluster.
     pub(crate) fn name(&self) -> String {
         format!("n-{}", self.host)
