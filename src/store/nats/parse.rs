@@ -117,6 +117,8 @@ mod tests {
             ("nats://u:se#cret@h", "%23"),
             ("nats://u:se?cret@h", "%3F"),
             ("nats://u:se/cret", "%2F"),
+            ("nats://u:se/cret@h", "%2F"),
+            ("nats://se/cret@h", "%2F"),
             ("nats://u:secret@h?prefx=a", "no 'prefx'"),
             ("nats://u:secret@h?prefix=a.b", "'prefix' is"),
             ("nats://u:secret@h?domain=", "'domain' is"),

@@ -181,6 +181,9 @@ impl Parameters {
         }
         let mut parameters = Self { all: Vec::new(), query: query_pairs };
         let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+        if database.contains('@') {
+            return Err("it has an '@' behind a '/': a '/' in a password is written %2F, an '@' anywhere %40".into());
+        }
         let (login, hosts) =
             authority.rsplit_once('@').map_or((None, authority), |(login, hosts)| (Some(login), hosts));
         let (user, password) =
@@ -372,6 +375,9 @@ mod tests {
         for (text, words) in [
             ("postgres://u:se#cret@h", "%23"),
             ("postgres://u:se?cret@h", "%3F"),
+            ("postgres://u:se/cret@h/db", "%2F"),
+            ("postgres://u:12/cret@h/db", "%2F"),
+            ("postgres://u:se@it/cret@h/db", "%2F"),
             ("postgres://u@h?password=se&cret", "%26"),
             ("postgres://u:secret@h?sslmod=require", "no 'sslmod'"),
             ("postgres://u:secret@h?sslmode=on", "'sslmode' is"),
