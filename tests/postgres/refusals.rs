@@ -155,3 +155,38 @@ fn a_table_kept_locked_by_somebody_else_is_told() {
         store.run(&["run", "k", "--", "true"]).is(0, "", "");
     });
 }
+
+#[test]
+fn a_user_without_a_schema_is_told_what_to_do() {
+    if !has_postgres() {
+        return;
+    }
+    let store = Store::on_postgres();
+    store.run(&["setup"]).is(0, "", "");
+    let user = user(&store);
+    let schema = format!("s_{user}");
+    store.sql(&format!("CREATE ROLE {user} LOGIN; CREATE SCHEMA {schema}; GRANT ALL ON TABLE, TABLE_life TO {user}"));
+    let path_is = |path: &str| store.sql(&format!("ALTER ROLE {user} SET search_path = {path}"));
+    let his = seen_by(&store, &user);
+    for path in ["''", "nothing", &schema] {
+        path_is(path);
+        for args in [&["run", "k", "--", "true"][..], &["setup"]] {
+            his.run(args).says(78, &["no schema for user", "'?prefix=SCHEMA.t", "search_path", "USAGE"]);
+        }
+        let report = his.run(&["doctor"]).stdout;
+        assert!(report.contains("no schema for user") && !report.contains("dlock setup"), "{report}");
+    }
+    // One that is named is looked into, and what it takes is what is printed.
+    let named = Store::new().at_url(&his.url().replace("prefix=", &format!("prefix={schema}.")));
+    named.run(&["run", "k", "--", "true"]).says(77, &["permission denied for schema", "'dlock setup --print'"]);
+    shared_server().ask(&named.run(&["setup", "--print"]).stdout);
+    super::works(&named);
+    // Of one that is not there an administrator is told, too.
+    let nowhere = store.url().replace("prefix=", "prefix=nothing.");
+    store.run(&["-S", &nowhere, "setup"]).says(78, &["it has no table 'nothing.t", "no schema 'nothing'"]);
+    let report = store.run(&["-S", &nowhere, "doctor"]).stdout;
+    assert!(report.contains("no schema for user"), "{report}");
+    path_is("public");
+    super::works(&his);
+    store.sql(&format!("DROP SCHEMA {schema} CASCADE; DROP OWNED BY {user}; DROP ROLE {user}"));
+}

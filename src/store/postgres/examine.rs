@@ -27,7 +27,8 @@ const TABLES: &str = "SELECT records IS NOT NULL AND life IS NOT NULL, \
          has_table_privilege(records, 'UPDATE') AND has_table_privilege(life, 'SELECT') AND \
          has_table_privilege(life, 'INSERT') AND has_table_privilege(life, 'UPDATE') AND \
          has_table_privilege(life, 'DELETE'), \
-         has_schema_privilege(coalesce(to_regnamespace(nullif($3, '')), to_regnamespace(current_schema())), 'CREATE') \
+         (SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace \
+          WHERE nspname = coalesce(nullif($3, ''), current_schema())) \
      FROM (SELECT to_regclass($1) AS records, to_regclass($2) AS life) AS tables";
 
 /// What a server says of itself.
@@ -43,7 +44,8 @@ struct Told {
     is_open: bool,
     has_tables: bool,
     may_use: bool,
-    may_make: bool,
+    /// Nothing if there is no schema to make them in.
+    may_make: Option<bool>,
     user: String,
     prefix: String,
 }
@@ -98,7 +100,7 @@ impl PostgresRegister {
             is_open: connection.stream.is_from_outside() && !matches!(connection.stream, Stream::Tls(_)),
             has_tables: tables.value(0) == Some("t"),
             may_use: tables.value(1) == Some("t"),
-            may_make: tables.value(2) == Some("t"),
+            may_make: tables.value(2).map(|may| may == "t"),
             user: self.address.access.user.clone(),
             prefix: table.prefix().to_owned(),
         })
@@ -223,12 +225,18 @@ fn has_no_tables(told: &Told) -> Option<Finding> {
             "no lock can be taken, renewed or given back",
             "the rights that 'dlock setup --print' ends with",
         )),
-        (false, _, true) => Some(Finding::note(
+        (false, _, Some(true)) => Some(Finding::note(
             format!("there is no table '{prefix}' yet"),
             "the first lock makes it",
             "'dlock setup', to have it now",
         )),
-        (false, ..) => Some(Finding::warning(
+        (false, _, None) => Some(Finding::warning(
+            format!("there is no table '{prefix}', and no schema for user '{user}' to make it in"),
+            "no lock can be taken",
+            "name a schema, '?prefix=SCHEMA.TABLE', or let an administrator create it, or set the user's search_path and grant \
+             USAGE",
+        )),
+        (false, _, Some(false)) => Some(Finding::warning(
             format!("there is no table '{prefix}', and user '{user}' may not make it"),
             "no lock can be taken",
             "let somebody who may run 'dlock setup', or what 'dlock setup --print' prints",

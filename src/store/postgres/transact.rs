@@ -229,11 +229,13 @@ impl PostgresRegister {
         statements.extend(creation.split(';').map(str::trim).filter(|text| !text.is_empty()).map(plain));
         statements.push(plain("COMMIT"));
         match self.ask(&statements, until) {
-            // insufficient_privilege, invalid_schema_name
-            Err(failure) if ["42501", "3F000"].contains(&failure.code()) => {
+            // insufficient_privilege
+            Err(failure) if failure.code() == "42501" => {
                 let Failure::Said(Said::Refused(refusal)) = failure.bare() else { return Err(failure) };
                 Err(Failure::Said(Said::Unprepared(shown(&refusal.words))).before())
             }
+            // invalid_schema_name
+            Err(failure) if failure.code() == "3F000" => Err(Failure::Said(Said::NoSchema).before()),
             done => done.map(drop),
         }
     }

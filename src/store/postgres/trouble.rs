@@ -20,6 +20,8 @@ pub(super) enum Said {
     Standby,
     /// The tables are not there, and we may not make them: why.
     Unprepared(String),
+    /// The tables are not there, and neither is a schema that could have them.
+    NoSchema,
 }
 
 /// A server's refusal.
@@ -113,8 +115,22 @@ impl Meaning for Said {
             Self::Refused(refusal) => meaning(&refusal, address),
             Self::Standby => (Trouble::Unreachable, STANDBY.into()),
             Self::Unprepared(why) => unprepared(&format!("table '{}'", address.table.prefix()), &why),
+            Self::NoSchema => (Trouble::Unfit, no_schema(address)),
         }
     }
+}
+
+/// Why there are no tables, and none can be made, where what is missing is a schema.
+fn no_schema(address: &Address) -> String {
+    let (table, user) = (address.table.prefix(), &address.access.user);
+    let why = match table.split_once('.') {
+        Some((schema, _)) => format!("no schema '{schema}'; let an administrator create it, or name another one"),
+        None => format!(
+            "no schema for user '{user}' to make it in; name one, '?prefix=SCHEMA.{table}', or let an administrator set the \
+             search_path of '{user}' and grant USAGE"
+        ),
+    };
+    format!("it has no table '{table}', and {why}")
 }
 
 /// `read_only_sql_transaction`, and `feature_not_supported` where a transaction is to write.
