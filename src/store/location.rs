@@ -47,7 +47,8 @@ impl<'a> Location<'a> {
         let text = written(text, &left, PLAIN);
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (login, hosts) = rest.rsplit_once('@').unwrap_or(("", rest));
-        if hosts.contains('/') {
+        // In a login, too, where it would end the hosts for whoever reads URLs as the standard has them.
+        if rest.contains('/') {
             return Err(NO_PATH.into());
         }
         Ok(Self { scheme, login: Some(login).filter(|login| !login.is_empty()), hosts, left, text })
