@@ -12,7 +12,7 @@ use super::tls::Tls;
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.');
 
 /// What is wrong with a `/` in it.
-pub(super) const NO_PATH: &str = "behind the hosts there is nothing but '?': a '/' in a password is written %2F";
+const NO_PATH: &str = "behind the hosts there is nothing but '?': a '/' in a password is written %2F";
 
 /// Such a URL, taken apart.
 pub(super) struct Location<'a> {

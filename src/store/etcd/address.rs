@@ -7,7 +7,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 
 use crate::model::{Key, LeaseId, LevelId};
 use crate::store::address::{decode, listed, sorted, without};
-use crate::store::location::{Location, NO_PATH};
+use crate::store::location::Location;
 use crate::store::socket::Endpoint;
 use crate::store::tls::Tls;
 
@@ -53,9 +53,6 @@ impl Address {
     /// What is wrong with it, without any part that may be a password.
     pub fn parse(text: &str, here: &Path) -> Result<Self, String> {
         let mut at = Location::read(text, "etcd://HOST", (&KNOWN, &PATHS), here)?;
-        if at.login.is_some_and(|login| login.contains('/')) {
-            return Err(NO_PATH.into());
-        }
         let access = match at.login.map(|login| login.split_once(':')) {
             None => None,
             Some(Some((user, password))) if !user.is_empty() => {
