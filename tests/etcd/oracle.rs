@@ -19,7 +19,7 @@ fn etcd_agrees_with_the_model(store: &Store, cases: u32) {
 #[test]
 fn etcd_agrees_with_the_model_on_one_server() {
     if has(ETCD) {
-        etcd_agrees_with_the_model(&Store::on_etcd(ETCD), 30);
+        etcd_agrees_with_the_model(&Store::on_etcd(ETCD), 20);
     }
 }
 
