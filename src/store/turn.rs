@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use super::Watch;
-use crate::model::{Hold, LevelId, Record, Stamp, Standing};
+use crate::clock::Moment;
+use crate::model::{Hold, LevelId, Record, SIGN_OF_LIFE, Stamp, Standing};
 
 /// How many at the head of a queue look at the instants that the record names.
 pub(super) const WATCHERS: usize = 2;
 
 /// When so much is left of a sign of life, the next one is due: there is time for a second try.
-pub(super) const SIGN_WITHIN: Duration = Duration::from_secs(8);
+const SIGN_WITHIN: Duration = Duration::from_secs(8);
 
 /// If those who watch an instant are dead, too, then others who show their life notice what is overdue by so much.
 const OVERDUE: Duration = Duration::from_millis(1500);
@@ -27,6 +28,39 @@ pub(super) struct Plan {
     pub(super) watches: bool,
     /// When our sign of life ends.
     pub(super) signed: Option<Stamp>,
+}
+
+impl Plan {
+    /// Whose sign of life is due.
+    pub(super) fn due(&self, watch: &Watch, now: Stamp) -> Option<LevelId> {
+        match watch {
+            Watch::Turn(me) => self.signed.filter(|signed| signed.since(now) <= SIGN_WITHIN).map(|_| *me),
+            Watch::Hold(_) | Watch::Ends(_) => None,
+        }
+    }
+
+    /// Until when to sleep, where it was `now` over there when we `heard` it: until a sign of life is due, the instant if
+    /// that is `mine` to watch, some time has passed in which we were `untold`, or the wait is over.
+    pub(super) fn wake(
+        &self,
+        (now, heard): (Stamp, Moment),
+        mine: bool,
+        untold: Option<Duration>,
+        until: Option<Moment>,
+    ) -> Moment {
+        let sign = self.signed.map(|signed| signed.since(now).saturating_sub(SIGN_WITHIN));
+        let instant = self.instant.filter(|_| mine).map(|instant| instant.since(now));
+        let spans = [sign, instant, untold].into_iter().flatten();
+        spans.map(|span| heard.after(span)).chain(until).min().unwrap_or_else(|| heard.after(SIGN_OF_LIFE))
+    }
+}
+
+/// Until when to wait, and how long an answer to a request may take meanwhile.
+pub(super) fn limits(watch: &Watch, timeout: Option<Duration>, patience: Duration) -> (Option<Moment>, Duration) {
+    let until = timeout.map(|timeout| Moment::now().after(timeout));
+    // Whoever holds has beats to think of, and lets none wait for an answer to this.
+    let limit = until.filter(|_| matches!(watch, Watch::Hold(_))).map_or(patience, Moment::left);
+    (until, limit)
 }
 
 /// What to sleep for, given a record as it is kept; nothing if it is time to act.

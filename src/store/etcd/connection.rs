@@ -11,6 +11,7 @@ use super::address::{Access, Address};
 use super::api::{Refusal, Request, Streamed};
 use super::trouble::{Failure, Said};
 use crate::clock::Moment;
+use crate::store::idle::Connected;
 use crate::store::lock;
 use crate::store::socket::Endpoint;
 use crate::store::tls::{self, TlsConfig};
@@ -216,11 +217,6 @@ impl Connection {
         self.stream.is_from_outside() && !matches!(self.stream, Stream::Tls(_))
     }
 
-    /// Whether it can be used again: nothing is due, and it has not ended meanwhile.
-    pub(super) fn is_usable(&mut self) -> bool {
-        !self.broken && self.used == self.buffer.len() && !self.stream.wire().is_readable(std::time::Duration::ZERO)
-    }
-
     fn write(&mut self, bytes: &[u8], until: Moment) -> Result<(), Failure> {
         self.stream.wire().until = until;
         Ok(self.stream.write_all(bytes).and_then(|()| self.stream.flush())?)
@@ -340,6 +336,12 @@ impl Connection {
                 Ok(())
             }
         }
+    }
+}
+
+impl Connected for Connection {
+    fn is_usable(&mut self) -> bool {
+        !self.broken && self.used == self.buffer.len() && !self.stream.wire().is_readable(std::time::Duration::ZERO)
     }
 }
 

@@ -14,7 +14,6 @@ mod wait;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -25,6 +24,7 @@ use self::api::Range;
 use self::connection::{Connection, Login};
 use self::look::{Reading, Sightings};
 use self::trouble::Failure;
+use super::idle::Pool;
 use super::tls::TlsConfig;
 use super::{Capabilities, Examination, Inspected, Observer, Register, Scope, StoreError, Watch, lock};
 use crate::clock::Moment;
@@ -41,7 +41,7 @@ pub struct EtcdRegister {
     login: Arc<Login>,
     /// How long what has no limit of its own may take.
     patience: Duration,
-    idle: Mutex<Vec<Connection>>,
+    idle: Pool<Connection>,
     /// Which member to try first: the one that answered last.
     first: AtomicUsize,
     /// Which cluster has answered.
@@ -66,7 +66,7 @@ impl EtcdRegister {
             address: address.clone(),
             tls: TlsConfig::default(),
             patience,
-            idle: Mutex::default(),
+            idle: Pool::default(),
             first: AtomicUsize::new(0),
             cluster: OnceLock::new(),
             sightings: Mutex::default(),
@@ -89,18 +89,6 @@ impl EtcdRegister {
         Moment::now().after(self.patience)
     }
 
-    /// A connection that is idle.
-    fn take_idle(&self) -> Option<Connection> {
-        let mut idle = lock(&self.idle);
-        idle.retain_mut(Connection::is_usable);
-        idle.pop()
-    }
-
-    /// Keeps a connection for the next request.
-    fn keep(&self, connection: Connection) {
-        lock(&self.idle).push(connection);
-    }
-
     /// Does what changes nothing, or can be done twice, over a connection that is idle or a new one to the first member
     /// that can do it. Of one on which it failed nobody knows what will still come.
     fn with_connection<T>(
@@ -113,7 +101,7 @@ impl EtcdRegister {
         // One that is silent leaves time for the others.
         let share = |left: usize| Moment::now().after(until.left() / u32::try_from(left.max(1)).unwrap_or(u32::MAX));
         let mut failed: Option<Failure> = None;
-        if let Some(mut connection) = self.take_idle() {
+        if let Some(mut connection) = self.idle.take(None, 0) {
             match work(&mut connection, share(many)) {
                 Ok(done) => return Ok((connection, done)),
                 Err(failure) => {
@@ -156,7 +144,7 @@ impl EtcdRegister {
     /// Something went wrong with this member: another one is asked first from now on.
     fn leave(&self, server: &super::socket::Endpoint, failure: &Failure) {
         if failure.may_be_the_server() {
-            lock(&self.idle).retain(|connection| connection.server != *server);
+            self.idle.retain(|connection| connection.server != *server);
             if let Some(number) = self.address.hosts.iter().position(|host| host == server) {
                 self.first.store(number + 1, Ordering::Relaxed);
             }
@@ -166,7 +154,7 @@ impl EtcdRegister {
     /// The same, and the connection is kept.
     fn with<T>(&self, work: impl FnMut(&mut Connection, Moment) -> Result<T, Failure>) -> Result<T, StoreError> {
         let (connection, done) = self.with_connection(self.until(), work).map_err(|failure| self.error(failure))?;
-        self.keep(connection);
+        self.idle.keep(connection);
         Ok(done)
     }
 
@@ -266,10 +254,6 @@ impl Register for EtcdRegister {
 
     fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {
         self.wait(key, watch, timeout).map_err(|failure| self.error(failure))
-    }
-
-    fn sign_of_life(&self, _: LevelId) -> Result<Option<OwnedFd>, StoreError> {
-        Ok(None)
     }
 }
 

@@ -35,7 +35,7 @@ impl Listener {
         let own = Connection::open(&connection.server, address, &register.tls, &register.login, until)?;
         let watch = api::watch(&from, end.as_deref(), now.header.revision + 1, false);
         let watching = own.watch(&[watch], until)?;
-        register.keep(connection);
+        register.idle.keep(connection);
         Ok(Self { watching, address: address.clone() })
     }
 

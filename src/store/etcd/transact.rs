@@ -71,7 +71,7 @@ impl EtcdRegister {
         loop {
             let (record, answer) = applied(&reading, me, &mut change);
             let Some(record) = record else {
-                self.keep(connection);
+                self.idle.keep(connection);
                 return Ok(answer);
             };
             // A grant that got no answer may still come, unless its lease is gone.
@@ -86,7 +86,7 @@ impl EtcdRegister {
                 match written.map_err(|failure| failure.by(&server))? {
                     Written::At(_) | Written::Nothing => {
                         course.clean_up(&mut connection, &reading, &record);
-                        self.keep(connection);
+                        self.idle.keep(connection);
                         return Ok(answer);
                     }
                     Written::Not(read) => now = read,

@@ -12,7 +12,7 @@ use super::{EtcdRegister, lock};
 use crate::clock::Moment;
 use crate::model::{Key, LevelId, SIGN_OF_LIFE, Standing};
 use crate::store::Watch;
-use crate::store::turn::{ACT, SIGN_WITHIN, WATCHERS, plan};
+use crate::store::turn::{ACT, WATCHERS, limits, plan};
 
 /// Whoever was told nothing looks so often: what a member tells may be lost between here and there.
 const UNTOLD: Duration = Duration::from_secs(15);
@@ -44,9 +44,7 @@ struct Ear {
 
 impl EtcdRegister {
     pub(super) fn wait(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), Failure> {
-        let until = timeout.map(|timeout| Moment::now().after(timeout));
-        // Whoever holds has beats to think of, and lets none wait for an answer to this.
-        let limit = until.filter(|_| matches!(watch, Watch::Hold(_))).map_or(self.patience, Moment::left);
+        let (until, limit) = limits(watch, timeout, self.patience);
         let me = match watch {
             Watch::Turn(me) | Watch::Hold(me) => Some(*me),
             Watch::Ends(_) => None,
@@ -64,7 +62,7 @@ impl EtcdRegister {
             let server = connection.server.clone();
             let slept = self.sleep(&mut connection, &mut ear, (key, watch), &reading, (until, by));
             if slept.is_ok() {
-                self.keep(connection);
+                self.idle.keep(connection);
             }
             if slept.map_err(|failure| failure.by(&server))? {
                 return Ok(());
@@ -95,11 +93,9 @@ impl EtcdRegister {
         if until.is_some_and(|until| until.left().is_zero()) {
             return Ok(true);
         }
-        if let (Watch::Turn(me), Some(signed)) = (watch, plan.signed)
-            && signed.since(now) <= SIGN_WITHIN
-        {
-            let life = reading.lives.get(&level(*me)).copied();
-            let is_signed = life.map(|life| self.sign(connection, *me, life, by)).transpose()?;
+        if let Some(me) = plan.due(watch, now) {
+            let life = reading.lives.get(&level(me)).copied();
+            let is_signed = life.map(|life| self.sign(connection, me, life, by)).transpose()?;
             if is_signed != Some(true) {
                 return Ok(true);
             }
@@ -113,13 +109,10 @@ impl EtcdRegister {
             *ear = Some(self.listen(connection, key, watch, reading, others, by)?);
         }
         let Some(ear) = ear else { return Ok(false) };
-        let sign = plan.signed.map(|signed| signed.since(now).saturating_sub(SIGN_WITHIN));
         // Those at the head see to what is overdue. Whoever finds that somebody was offered the key sees to that, too: they
         // may be frozen.
         let is_offered = reading.seen.queue.iter().any(|waiter| waiter.offered_at.is_some());
-        let instant = plan.instant.filter(|_| plan.watches || is_offered).map(|instant| instant.since(now));
-        let spans = [sign, instant, Some(UNTOLD)].into_iter().flatten();
-        let mut wake = spans.map(|span| heard.after(span)).chain(until).min().unwrap_or(heard);
+        let mut wake = plan.wake((now, heard), plan.watches || is_offered, Some(UNTOLD), until);
         let is_next = matches!(watch, Watch::Turn(me) if reading.seen.standing(*me) == Standing::Waiting(0));
         loop {
             let told = match ear.watching.next(wake) {

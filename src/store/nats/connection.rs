@@ -11,6 +11,7 @@ use super::address::Address;
 use super::login;
 use super::trouble::{Failure, Said};
 use crate::clock::Moment;
+use crate::store::idle::Connected;
 use crate::store::socket::Endpoint;
 use crate::store::tls::TlsConfig;
 use crate::store::wire::Stream;
@@ -262,21 +263,6 @@ impl Connection {
         self.await_pong(until)
     }
 
-    /// Whether it can be used again: nothing is due, and it has not ended meanwhile.
-    pub(super) fn is_usable(&mut self) -> bool {
-        let mut kept = std::mem::take(&mut self.heard);
-        while !self.broken && self.stream.wire().is_readable(Duration::ZERO) {
-            match self.next_note(Moment::now()) {
-                Ok(Some(note)) => kept.push_back(note),
-                Ok(None) => {}
-                Err(_) => return false,
-            }
-        }
-        kept.append(&mut self.heard);
-        self.heard = kept;
-        !self.broken && !self.info.ldm && self.heard.len() < MOST_NOTES
-    }
-
     pub(super) fn write(&mut self, bytes: &[u8], until: Moment) -> Result<(), Failure> {
         self.stream.wire().until = until;
         Ok(self.stream.write_all(bytes).and_then(|()| self.stream.flush())?)
@@ -359,5 +345,29 @@ impl Connection {
                 Ok(())
             }
         }
+    }
+}
+
+impl Connected for Connection {
+    fn is_usable(&mut self) -> bool {
+        let mut kept = std::mem::take(&mut self.heard);
+        while !self.broken && self.stream.wire().is_readable(Duration::ZERO) {
+            match self.next_note(Moment::now()) {
+                Ok(Some(note)) => kept.push_back(note),
+                Ok(None) => {}
+                Err(_) => return false,
+            }
+        }
+        kept.append(&mut self.heard);
+        self.heard = kept;
+        !self.broken && !self.info.ldm && self.heard.len() < MOST_NOTES
+    }
+
+    fn listens(&self) -> bool {
+        self.subject.is_some()
+    }
+
+    fn listens_to(&self, subject: &str) -> bool {
+        self.subject.as_deref() == Some(subject)
     }
 }

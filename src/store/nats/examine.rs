@@ -58,10 +58,10 @@ const CHECKS: [Check; 10] = [
 impl NatsRegister {
     pub(super) fn look_into(&self, _: Duration) -> Result<Examination, Failure> {
         let until = self.until();
-        let mut connection = self.take_idle(None, 0).map_or_else(|| self.open(until), Ok)?;
+        let mut connection = self.idle.take(None, 0).map_or_else(|| self.open(until), Ok)?;
         let server = connection.server.clone();
         let told = self.told(&mut connection, until).map_err(|failure| failure.by(&server))?;
-        self.keep(connection);
+        self.idle.keep(connection);
         let mut found = Examination::default();
         told.facts(&mut found);
         found.findings.extend(CHECKS.iter().filter_map(|check| check(&told)));

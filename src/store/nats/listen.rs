@@ -17,15 +17,10 @@ impl NatsRegister {
 
     /// A connection that hears what is told on a subject. Of those that are idle so many are left alone.
     pub(super) fn listen(&self, subject: &str, left: usize, until: Moment) -> Result<Connection, Failure> {
-        if let Some(mut connection) = self.take_idle(Some(subject), left) {
-            match connection.listen(subject, until) {
-                Err(failure) if failure.is_stale() => super::lock(&self.idle).clear(),
-                heard => return heard.map(|()| connection),
-            }
-        }
-        let mut connection = self.open(until)?;
-        let server = connection.server.clone();
-        connection.listen(subject, until).map_err(|failure| failure.by(&server))?;
-        Ok(connection)
+        let listen = |mut connection: Connection| match connection.listen(subject, until) {
+            Ok(()) => Ok(connection),
+            Err(failure) => Err(failure.by(&connection.server)),
+        };
+        self.idle.with(Some(subject), left, || self.open(until), listen)
     }
 }

@@ -16,7 +16,6 @@ mod value;
 mod wait;
 
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -26,6 +25,7 @@ use connection::{Connection, plain};
 use trouble::Failure;
 use value::Reading;
 
+use super::idle::Pool;
 use super::tls::TlsConfig;
 use super::{Capabilities, Examination, Inspected, Observer, Register, Scope, SetUp, StoreError, Watch, lock};
 use crate::clock::Moment;
@@ -43,7 +43,7 @@ pub struct NatsRegister {
     makes: bool,
     /// How long what has no limit of its own may take at one server.
     patience: Duration,
-    idle: Mutex<Vec<Connection>>,
+    idle: Pool<Connection>,
     /// Which server to try first: not the one that failed last.
     first: AtomicUsize,
     /// The server's clock when it told it last, and ours when we heard it.
@@ -79,7 +79,7 @@ impl NatsRegister {
             makes,
             // One that is silent leaves time for the others.
             patience: patience / u32::try_from(address.hosts.len()).unwrap_or(u32::MAX),
-            idle: Mutex::default(),
+            idle: Pool::default(),
             first: AtomicUsize::new(0),
             heard: Mutex::default(),
             clock: Mutex::default(),
@@ -96,7 +96,7 @@ impl NatsRegister {
         if let Some(failed) = failed.filter(|_| failure.may_be_the_server() && self.address.hosts.len() > 1) {
             self.first.store(failed + 1, Ordering::Relaxed);
             // What is idle there would cost a try each.
-            lock(&self.idle).retain(|connection| connection.server != self.address.hosts[failed]);
+            self.idle.retain(|connection| connection.server != self.address.hosts[failed]);
         }
         failure.at(&self.address)
     }
@@ -109,25 +109,6 @@ impl NatsRegister {
         Connection::open(&self.address, &self.tls, self.first.load(Ordering::Relaxed), until)
     }
 
-    /// A connection that is idle; if it may be, one that `listens` to this subject. So many are left alone.
-    fn take_idle(&self, listens: Option<&str>, left: usize) -> Option<Connection> {
-        let mut idle = lock(&self.idle);
-        idle.retain_mut(Connection::is_usable);
-        if idle.len() <= left {
-            return None;
-        }
-        let listening = listens.and_then(|subject| idle.iter().position(|c| c.subject.as_deref() == Some(subject)));
-        // Whoever asks for nothing in particular leaves alone those that listen.
-        let quiet = || idle.iter().rposition(|connection| connection.subject.is_none());
-        let at = listening.or_else(quiet).unwrap_or(idle.len() - 1);
-        Some(idle.remove(at))
-    }
-
-    /// Keeps a connection for the next request.
-    fn keep(&self, connection: Connection) {
-        lock(&self.idle).push(connection);
-    }
-
     /// Does what changes nothing, or can be done twice, over a connection that is idle or a new one. Of one on which it
     /// failed nobody knows what will still come.
     fn with_connection<T>(
@@ -135,26 +116,17 @@ impl NatsRegister {
         until: Moment,
         mut work: impl FnMut(&mut Connection) -> Result<T, Failure>,
     ) -> Result<(Connection, T), Failure> {
-        if let Some(mut connection) = self.take_idle(None, 0) {
-            match work(&mut connection) {
-                Err(failure) if failure.is_stale() => lock(&self.idle).clear(),
-                done => {
-                    let server = connection.server.clone();
-                    return done.map(|done| (connection, done)).map_err(|failure| failure.by(&server).before());
-                }
-            }
-        }
-        let mut connection = self.open(until)?;
-        match work(&mut connection) {
+        let work = |mut connection| match work(&mut connection) {
             Ok(done) => Ok((connection, done)),
             Err(failure) => Err(failure.by(&connection.server).before()),
-        }
+        };
+        self.idle.with(None, 0, || self.open(until), work)
     }
 
     /// The same, and the connection is kept.
     fn with<T>(&self, work: impl FnMut(&mut Connection) -> Result<T, Failure>) -> Result<T, Failure> {
         let (connection, done) = self.with_connection(self.until(), work)?;
-        self.keep(connection);
+        self.idle.keep(connection);
         Ok(done)
     }
 
@@ -279,10 +251,6 @@ impl Register for NatsRegister {
 
     fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {
         self.wait(key, watch, timeout).map_err(|failure| self.error(failure))
-    }
-
-    fn sign_of_life(&self, _: LevelId) -> Result<Option<OwnedFd>, StoreError> {
-        Ok(None)
     }
 }
 

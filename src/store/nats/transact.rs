@@ -57,7 +57,7 @@ impl NatsRegister {
             let Some(Reading { seen, now, .. }) = &reading else {
                 // Whoever only looks finds what there is: nothing.
                 let answer = change(&mut Record::new(key.clone()), &crate::store::Register::now(self));
-                self.keep(connection);
+                self.idle.keep(connection);
                 return Ok(answer);
             };
             let mut record = seen.clone();
@@ -66,7 +66,7 @@ impl NatsRegister {
             let server = connection.server.clone();
             let written = self.write(&mut connection, key, me, reading.as_ref(), &record, until);
             if written.map_err(|failure| failure.by(&server))? {
-                self.keep(connection);
+                self.idle.keep(connection);
                 return Ok(answer);
             }
             if until.left().is_zero() {

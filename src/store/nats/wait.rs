@@ -7,7 +7,7 @@ use super::{Connection, Failure, NatsRegister};
 use crate::clock::Moment;
 use crate::model::{Key, SIGN_OF_LIFE};
 use crate::store::Watch;
-use crate::store::turn::{ACT, SIGN_WITHIN, plan};
+use crate::store::turn::{ACT, limits, plan};
 
 /// Whoever was told nothing looks so often: who changes a record may die before he tells of it.
 const UNTOLD: Duration = Duration::from_secs(15);
@@ -17,7 +17,7 @@ const UNHEARD: Duration = Duration::from_secs(1);
 
 impl NatsRegister {
     pub(super) fn wait(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), Failure> {
-        let until = timeout.map(|timeout| Moment::now().after(timeout));
+        let (until, limit) = limits(watch, timeout, self.patience);
         let bucket = &self.address.bucket;
         let (subject, left) = match watch {
             Watch::Turn(level) => (bucket.to_level(*level) + ".*", 0),
@@ -25,14 +25,12 @@ impl NatsRegister {
             Watch::Hold(level) => (bucket.to_level(*level) + ".*", 1),
             Watch::Ends(_) => (bucket.changes_of(key), 0),
         };
-        // Whoever holds has beats to think of, and lets none wait for an answer to this.
-        let limit = until.filter(|_| matches!(watch, Watch::Hold(_))).map_or(self.patience, Moment::left);
         let mut connection = self.listen(&subject, left, Moment::now().after(limit))?;
         let server = connection.server.clone();
         // What was told before we look is in the record.
         let slept = self.sleep(&mut connection, key, watch, (until, limit));
         if slept.is_ok() {
-            self.keep(connection);
+            self.idle.keep(connection);
         }
         slept.map_err(|failure| failure.by(&server))
     }
@@ -58,22 +56,16 @@ impl NatsRegister {
                 return Ok(());
             }
             let now = reading.now;
-            if let (Watch::Turn(me), Some(signed)) = (watch, plan.signed)
-                && signed.since(now) <= SIGN_WITHIN
-            {
+            if let Some(me) = plan.due(watch, now) {
                 let good_until = now.after(SIGN_OF_LIFE);
-                self.sign(connection, key, &reading, *me, good_until, by)?;
+                self.sign(connection, key, &reading, me, good_until, by)?;
                 plan.signed = Some(good_until);
             }
-            let sign = plan.signed.map(|signed| signed.since(now).saturating_sub(SIGN_WITHIN));
             // As long as all goes well, an instant is not for those farther behind: who has just asked looks once.
             let is_new = std::mem::take(&mut first);
             let mine = plan.watches || is_new;
             let untold = if is_new && connection.info.cluster.is_some() { UNHEARD } else { UNTOLD };
-            let instant = plan.instant.filter(|_| mine).map(|instant| instant.since(now));
-            let spans = [sign, instant, Some(untold)].into_iter().flatten();
-            let wake = spans.map(|span| heard.after(span)).chain(until).min();
-            match connection.next_note(wake.unwrap_or(heard))? {
+            match connection.next_note(plan.wake((now, heard), mine, Some(untold), until))? {
                 Some(subject) if subject.ends_with(&format!(".{ACT}")) => return Ok(()),
                 // To look, or that something has changed.
                 Some(_) | None => {}

@@ -15,6 +15,7 @@ use super::address::Address;
 use super::login;
 use super::trouble::{Failure, Refusal, Said};
 use crate::clock::Moment;
+use crate::store::idle::Connected;
 use crate::store::socket::Endpoint;
 use crate::store::tls::TlsConfig;
 use crate::store::wire::Stream;
@@ -306,8 +307,14 @@ impl Connection {
         }
     }
 
-    /// Whether it can be used again: in no transaction, and not ended meanwhile.
-    pub(super) fn is_usable(&mut self) -> bool {
+    /// Ends a transaction that failed. Whether it can be used again.
+    pub(super) fn roll_back(&mut self, until: Moment) -> bool {
+        self.state == IDLE || self.state != 0 && self.ask(&[plain("ROLLBACK")], until).is_ok()
+    }
+}
+
+impl Connected for Connection {
+    fn is_usable(&mut self) -> bool {
         if self.state != IDLE {
             return false;
         }
@@ -324,8 +331,11 @@ impl Connection {
         self.heard.len() < MOST_NOTES
     }
 
-    /// Ends a transaction that failed. Whether it can be used again.
-    pub(super) fn roll_back(&mut self, until: Moment) -> bool {
-        self.state == IDLE || self.state != 0 && self.ask(&[plain("ROLLBACK")], until).is_ok()
+    fn listens(&self) -> bool {
+        !self.channels.is_empty()
+    }
+
+    fn listens_to(&self, channel: &str) -> bool {
+        self.channels.contains(channel)
     }
 }

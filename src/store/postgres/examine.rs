@@ -68,9 +68,9 @@ const CHECKS: [Check; 10] = [
 impl PostgresRegister {
     pub(super) fn look_into(&self, _: Duration) -> Result<Examination, Failure> {
         let until = self.until();
-        let mut connection = self.take_idle(None, 0).map_or_else(|| self.open(until), Ok)?;
+        let mut connection = self.idle.take(None, 0).map_or_else(|| self.open(until), Ok)?;
         let told = self.told(&mut connection).map_err(|failure| failure.by(&connection.server))?;
-        self.keep(connection);
+        self.idle.keep(connection);
         let mut found = Examination::default();
         told.facts(&mut found);
         found.findings.extend(CHECKS.iter().filter_map(|check| check(&told)));
@@ -89,7 +89,7 @@ impl PostgresRegister {
         if !is_standby {
             // What is told is heard on a connection, or it is not.
             let listening = self.listen(&self.channels.changes, 0, self.until())?;
-            self.keep(listening);
+            self.idle.keep(listening);
         }
         Ok(Told {
             settings: settings.rows.iter().filter_map(pair).collect(),

@@ -8,11 +8,11 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::PostgresRegister;
 use super::address::Table;
 use super::connection::{Connection, Done, Statement, plain, with};
 use super::table::NOTIFY;
 use super::trouble::Failure;
-use super::{PostgresRegister, lock};
 use crate::clock::Moment;
 use crate::model::{Key, LevelId, Record};
 use crate::store::turn;
@@ -67,16 +67,8 @@ fn name(parts: &[&str]) -> String {
 impl PostgresRegister {
     /// A connection that hears what is told on a channel, if any can. Of those that are idle so many are left alone.
     pub(super) fn listen(&self, channel: &str, left: usize, until: Moment) -> Result<Connection, Failure> {
-        let idle = self.take_idle(Some(channel), left);
-        let was_idle = idle.is_some();
-        let connection = idle.map_or_else(|| self.open(until), Ok)?;
-        match self.listen_on(connection, channel, until) {
-            Err(failure) if was_idle && failure.is_stale() => {
-                lock(&self.idle).clear();
-                self.listen_on(self.open(until)?, channel, until)
-            }
-            listening => listening,
-        }
+        let listen = |connection| self.listen_on(connection, channel, until);
+        self.idle.with(Some(channel), left, || self.open(until), listen)
     }
 
     fn listen_on(&self, mut connection: Connection, channel: &str, until: Moment) -> Result<Connection, Failure> {
@@ -131,7 +123,7 @@ impl PostgresRegister {
     /// one after the other.
     fn other_session(&self, connection: &mut Connection, until: Moment) -> Result<Option<Connection>, Failure> {
         const WHO: &str = "SELECT pg_backend_pid()";
-        let mut other = self.take_idle(None, 0).map_or_else(|| self.open(until), Ok)?;
+        let mut other = self.idle.take(None, 0).map_or_else(|| self.open(until), Ok)?;
         let mine = connection.ask(&[plain(WHO)], until)?;
         let others = other.ask(&[plain(WHO)], until).map_err(|failure| failure.by(&other.server))?;
         let process = |done: &[Done]| done.first().and_then(|done| done.value(0)).map(str::to_owned);

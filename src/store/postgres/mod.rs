@@ -16,7 +16,6 @@ mod wait;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -30,6 +29,7 @@ use table::{CLOCK, Statements};
 use transact::Stuck;
 use trouble::Failure;
 
+use super::idle::Pool;
 use super::tls::TlsConfig;
 use super::trouble::no_record;
 use super::{Capabilities, Examination, Inspected, Observer, Register, Scope, SetUp, StoreError, Watch, lock};
@@ -47,7 +47,7 @@ pub struct PostgresRegister {
     makes: bool,
     /// How long what has no limit of its own may take.
     patience: Duration,
-    idle: Mutex<Vec<Connection>>,
+    idle: Pool<Connection>,
     /// Connections on which a change got no answer.
     stuck: Mutex<Vec<Stuck>>,
     /// Whether it is known that nobody hears of a NOTIFY on the connections that we get.
@@ -81,7 +81,7 @@ impl PostgresRegister {
             tls: TlsConfig::default(),
             makes,
             patience,
-            idle: Mutex::default(),
+            idle: Pool::default(),
             stuck: Mutex::default(),
             deaf: AtomicBool::new(false),
             heard: Mutex::default(),
@@ -106,34 +106,9 @@ impl PostgresRegister {
         Connection::open(&self.address, &self.tls, until)
     }
 
-    /// A connection that is idle; if it may be, one that `listens` to this channel. So many are left alone.
-    fn take_idle(&self, listens: Option<&str>, left: usize) -> Option<Connection> {
-        let mut idle = lock(&self.idle);
-        idle.retain_mut(Connection::is_usable);
-        let listening = listens.and_then(|channel| idle.iter().position(|c| c.channels.contains(channel)));
-        if idle.len() <= left {
-            return None;
-        }
-        // Whoever asks for nothing in particular leaves alone those that listen.
-        let quiet = || idle.iter().rposition(|connection| connection.channels.is_empty());
-        let at = listening.or_else(quiet).unwrap_or(idle.len() - 1);
-        Some(idle.remove(at))
-    }
-
-    /// Keeps a connection for the next request.
-    fn keep(&self, connection: Connection) {
-        lock(&self.idle).push(connection);
-    }
-
     /// Does statements that change nothing, or that can be done twice.
     fn ask(&self, statements: &[Statement], until: Moment) -> Result<Vec<Done>, Failure> {
-        if let Some(connection) = self.take_idle(None, 0) {
-            match self.ask_on(connection, statements, until) {
-                Err(failure) if failure.is_stale() => lock(&self.idle).clear(),
-                done => return done,
-            }
-        }
-        self.ask_on(self.open(until)?, statements, until)
+        self.idle.with(None, 0, || self.open(until), |connection| self.ask_on(connection, statements, until))
     }
 
     fn ask_on(
@@ -144,7 +119,7 @@ impl PostgresRegister {
     ) -> Result<Vec<Done>, Failure> {
         let done = connection.ask(statements, until).map_err(|failure| failure.by(&connection.server));
         match &done {
-            Ok(_) => self.keep(connection),
+            Ok(_) => self.idle.keep(connection),
             Err(failure) => self.keep_if_good(connection, failure, until),
         }
         done
@@ -153,7 +128,7 @@ impl PostgresRegister {
     /// Keeps a connection on which something failed, if it can be used again. A standby has a better one beside it.
     fn keep_if_good(&self, mut connection: Connection, failure: &Failure, until: Moment) {
         if !failure.is_silence() && !failure.is_of_a_standby() && connection.roll_back(until) {
-            self.keep(connection);
+            self.idle.keep(connection);
         }
     }
 
@@ -317,10 +292,6 @@ impl Register for PostgresRegister {
 
     fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {
         self.wait(key, watch, timeout).map_err(|failure| self.error(failure))
-    }
-
-    fn sign_of_life(&self, _: LevelId) -> Result<Option<OwnedFd>, StoreError> {
-        Ok(None)
     }
 }
 

@@ -92,7 +92,7 @@ impl PostgresRegister {
             Ok(reading) => reading,
             Err(failure) => {
                 if connection.roll_back(until) {
-                    self.keep(connection);
+                    self.idle.keep(connection);
                 }
                 return Err(failure.by(&server).before());
             }
@@ -103,13 +103,13 @@ impl PostgresRegister {
         if statements.is_empty() {
             // What was answered does not depend on how that ends.
             if connection.roll_back(until) {
-                self.keep(connection);
+                self.idle.keep(connection);
             }
             return Ok(Some(answer));
         }
         match connection.ask(&statements, until) {
             Ok(done) => {
-                self.keep(connection);
+                self.idle.keep(connection);
                 let written = done.first().is_some_and(|done| done.changed() > 0);
                 let committed = done.last().is_some_and(|done| done.tag == "COMMIT");
                 Ok((written && committed).then_some(answer))
@@ -121,7 +121,7 @@ impl PostgresRegister {
                         lock(&self.stuck).push(Stuck { connection, level, key, record, now });
                     }
                     (Failure::Silent, _) => {}
-                    _ if connection.roll_back(until) => self.keep(connection),
+                    _ if connection.roll_back(until) => self.idle.keep(connection),
                     _ => {}
                 }
                 Err(failure.by(&server))
@@ -131,31 +131,34 @@ impl PostgresRegister {
 
     /// Locks the row of a key over a connection that is idle, or a new one.
     fn lock_row(&self, key: &Key, until: Moment) -> Result<(Connection, Vec<Done>), Failure> {
-        let mut idle = self.take_idle(None, 0);
-        loop {
-            let was_idle = idle.is_some();
-            let mut connection = idle.take().map_or_else(|| self.open(until), Ok)?;
-            // Zero would be no limit at all, and the server counts no further than that.
-            let millis = |span: Duration| span.as_millis().clamp(1, 0x7fff_ffff).to_string();
-            let name = key.as_str().to_owned();
-            let statements = [
-                plain(BEGIN),
-                // That a row is locked we want to hear before our time is over.
-                with(LIMITS, [millis(until.left() * 9 / 10), millis(until.left()), millis(IDLE)]),
-                with(&self.statements.lock, [name.clone()]),
-                with(&self.statements.clock_and_life, [name]),
-            ];
-            match connection.ask(&statements, until) {
-                Ok(done) => {
-                    connection.served_by(done.last().and_then(|done| done.value(2)));
-                    return Ok((connection, done));
-                }
-                Err(failure) if was_idle && failure.is_stale() => lock(&self.idle).clear(),
-                Err(failure) => {
-                    let failure = failure.by(&connection.server).before();
-                    self.keep_if_good(connection, &failure, until);
-                    return Err(failure);
-                }
+        self.idle.with(None, 0, || self.open(until), |connection| self.lock_row_on(connection, key, until))
+    }
+
+    fn lock_row_on(
+        &self,
+        mut connection: Connection,
+        key: &Key,
+        until: Moment,
+    ) -> Result<(Connection, Vec<Done>), Failure> {
+        // Zero would be no limit at all, and the server counts no further than that.
+        let millis = |span: Duration| span.as_millis().clamp(1, 0x7fff_ffff).to_string();
+        let name = key.as_str().to_owned();
+        let statements = [
+            plain(BEGIN),
+            // That a row is locked we want to hear before our time is over.
+            with(LIMITS, [millis(until.left() * 9 / 10), millis(until.left()), millis(IDLE)]),
+            with(&self.statements.lock, [name.clone()]),
+            with(&self.statements.clock_and_life, [name]),
+        ];
+        match connection.ask(&statements, until) {
+            Ok(done) => {
+                connection.served_by(done.last().and_then(|done| done.value(2)));
+                Ok((connection, done))
+            }
+            Err(failure) => {
+                let failure = failure.by(&connection.server).before();
+                self.keep_if_good(connection, &failure, until);
+                Err(failure)
             }
         }
     }

@@ -10,7 +10,7 @@ use super::{PostgresRegister, Reading};
 use crate::clock::Moment;
 use crate::model::{Key, LevelId, SIGN_OF_LIFE, Stamp};
 use crate::store::Watch;
-use crate::store::turn::{LOOK, SIGN_WITHIN, plan};
+use crate::store::turn::{LOOK, limits, plan};
 
 /// How often one looks who is not told: soon enough to take a key that was offered before one is passed over.
 const UNTOLD: Duration = Duration::from_millis(600);
@@ -30,21 +30,19 @@ struct Glance {
 
 impl PostgresRegister {
     pub(super) fn wait(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), Failure> {
-        let until = timeout.map(|timeout| Moment::now().after(timeout));
+        let (until, limit) = limits(watch, timeout, self.patience);
         let (channel, left) = match watch {
             Watch::Turn(level) => (self.channels.of_level(*level), 0),
             // Whoever holds leaves a connection for the end of the command.
             Watch::Hold(level) => (self.channels.of_level(*level), 1),
             Watch::Ends(_) => (self.channels.changes.clone(), 0),
         };
-        // Whoever holds has beats to think of, and lets none wait for an answer to this.
-        let limit = until.filter(|_| matches!(watch, Watch::Hold(_))).map_or(self.patience, Moment::left);
         let mut connection = self.listen(&channel, left, Moment::now().after(limit))?;
         let server = connection.server.clone();
         // What was told before we look is in the record.
         let slept = self.sleep(&mut connection, key, watch, (until, limit));
         if slept.is_ok() {
-            self.keep(connection);
+            self.idle.keep(connection);
         }
         slept.map_err(|failure| failure.by(&server))
     }
@@ -67,20 +65,14 @@ impl PostgresRegister {
             if until.is_some_and(|until| until.left().is_zero()) {
                 return Ok(());
             }
-            if let (Watch::Turn(me), Some(signed)) = (watch, plan.signed)
-                && signed.since(now) <= SIGN_WITHIN
-            {
+            if let Some(me) = plan.due(watch, now) {
                 let good_until = now.after(SIGN_OF_LIFE);
-                self.sign(connection, key, *me, good_until)?;
+                self.sign(connection, key, me, good_until)?;
                 plan.signed = Some(good_until);
             }
-            let sign = plan.signed.map(|signed| signed.since(now).saturating_sub(SIGN_WITHIN));
             // As long as all goes well, an instant is not for those farther behind: who has just asked looks once.
             let mine = plan.watches || std::mem::take(&mut first);
-            let instant = plan.instant.filter(|_| mine).map(|instant| instant.since(now));
-            let spans = [sign, instant].into_iter().flatten();
-            let wake = spans.map(|span| heard.after(span)).chain(until).min();
-            let wake = wake.unwrap_or_else(|| heard.after(SIGN_OF_LIFE));
+            let wake = plan.wake((now, heard), mine, None, until);
             if self.is_deaf() {
                 self.look_out(connection, key, watch, &glance, wake, limit)?;
             } else if is_told(connection, key, watch, wake)? {

@@ -14,7 +14,6 @@ mod wait;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -358,9 +357,5 @@ impl Store for Quorum {
             }
             Watch::Hold(_) | Watch::Ends(_) => self.await_any(key, watch, timeout),
         }
-    }
-
-    fn sign_of_life(&self, _: LevelId) -> Result<Option<OwnedFd>, StoreError> {
-        Ok(None)
     }
 }

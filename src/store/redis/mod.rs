@@ -23,7 +23,6 @@ mod wait;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -396,10 +395,6 @@ impl Store for RedisStore {
 
     fn await_change(&self, key: &Key, watch: &Watch, timeout: Option<Duration>) -> Result<(), StoreError> {
         self.wait(key, watch, timeout).map(drop).map_err(|failure| self.error(failure))
-    }
-
-    fn sign_of_life(&self, _: LevelId) -> Result<Option<OwnedFd>, StoreError> {
-        Ok(None)
     }
 }
 
