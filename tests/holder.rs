@@ -8,12 +8,11 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::support::ask;
 use dlock::clock::{Deadline, Moment};
 use dlock::event::Event;
 use dlock::holder::{self, Acquired, Lease, Limits};
-use dlock::model::{
-    Ask, Clock, Fence, Info, Key, LeaseId, LevelId, Mode, Patience, Record, Released, Role, Stamp, Ticket,
-};
+use dlock::model::{Ask, Clock, Fence, Info, Key, LeaseId, LevelId, Patience, Record, Released, Role, Stamp, Ticket};
 use dlock::store::{Capabilities, Examination, Ledger, Observer, Register, Scope, Store, StoreError, Trouble, Watch};
 use nix::sys::signal::Signal;
 
@@ -138,19 +137,7 @@ impl Bench {
 
     fn acquire(&self, wait: Option<Duration>) -> Result<Acquired, StoreError> {
         let id = holder::new_lease_id().expect("random bytes");
-        let ask = Ask {
-            lease: id,
-            level: id,
-            mode: Mode::Exclusive,
-            ttl: Some(TTL),
-            patience: Patience::SignOfLife(Duration::from_secs(15)),
-            if_fence: None,
-            proposal: None,
-            min_hold: Duration::ZERO,
-            max_reentry: 0,
-            attended: true,
-            info: Info::default(),
-        };
+        let ask = Ask { patience: Patience::SignOfLife(Duration::from_secs(15)), ..ask::ask(id, TTL) };
         let limits = Limits { wait, store: Duration::from_secs(5) };
         holder::acquire(&self.store, &self.key, &ask, limits, (&self.sender, &self.events), &|| Box::new(()))
     }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::support::ask;
 use dlock::model::{
     Ask, Clock, Ending, EventKind, Fence, Info, Key, LAYOUT, LeaseId, Mode, Patience, Record, RecordError, Role, Stamp,
     Ticket,
@@ -32,17 +33,12 @@ fn lease(number: u8) -> LeaseId {
 
 fn ask(number: u8) -> Ask {
     Ask {
-        lease: lease(number),
-        level: lease(number),
         mode: Mode::Slots(2.try_into().expect("2 is above 0")),
-        ttl: Some(Duration::from_secs(30)),
         patience: Patience::SignOfLife(Duration::from_secs(15)),
-        if_fence: None,
-        proposal: None,
         min_hold: Duration::from_secs(60),
         max_reentry: 16,
-        attended: true,
         info: Info { host: "web3".into(), pid: 4121, program: Some("rsync".into()), ..Info::default() },
+        ..ask::ask(lease(number), Duration::from_secs(30))
     }
 }
 

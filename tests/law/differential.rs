@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
-use dlock::model::{Ask, Ending, Fence, Info, Key, LeaseId, MAX_EVENTS, Mode, Patience, Record, SIGN_OF_LIFE, Stamp};
+use dlock::model::{Ask, Ending, Fence, Info, Key, LeaseId, MAX_EVENTS, Patience, Record, SIGN_OF_LIFE, Stamp};
 use dlock::store::Store;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::world::{Act, Moment, by};
 use super::{Play, Step, Wish, step};
+use crate::support::ask;
 
 /// More than any of these operations takes.
 pub(crate) const WITHIN: Duration = Duration::from_secs(20);
@@ -47,17 +48,8 @@ fn both() -> impl Strategy<Value = Both> {
 pub(crate) fn one_of_the_past(number: usize) -> Ask {
     let lease = LeaseId::new(u128::MAX.wrapping_sub(number as u128).to_le_bytes());
     Ask {
-        lease,
-        level: lease,
-        mode: Mode::Exclusive,
-        ttl: Some(Duration::from_secs(2)),
-        patience: Patience::None,
-        if_fence: None,
-        proposal: None,
-        min_hold: Duration::ZERO,
-        max_reentry: 0,
-        attended: true,
         info: Info { note: Some(format!("{{}}% \"{number}\" é\r\n")), ..Info::default() },
+        ..ask::ask(lease, Duration::from_secs(2))
     }
 }
 

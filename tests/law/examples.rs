@@ -8,6 +8,7 @@ use dlock::model::{
 };
 
 use super::world::World;
+use crate::support::ask;
 
 const TTL: Duration = Duration::from_secs(10);
 const MOMENT: Duration = Duration::from_millis(1);
@@ -27,19 +28,7 @@ fn slot(size: u32) -> Mode {
 
 /// Asks for the key alone, for [`TTL`], and waits in line.
 fn ask(number: u16) -> Ask {
-    Ask {
-        lease: lease(number),
-        level: lease(number),
-        mode: Mode::Exclusive,
-        ttl: Some(TTL),
-        patience: Patience::SignOfLife(Duration::from_secs(15)),
-        if_fence: None,
-        proposal: None,
-        min_hold: Duration::ZERO,
-        max_reentry: 16,
-        attended: true,
-        info: Info::default(),
-    }
+    Ask { patience: Patience::SignOfLife(Duration::from_secs(15)), max_reentry: 16, ..ask::ask(lease(number), TTL) }
 }
 
 fn shared(number: u16, ttl: Duration) -> Ask {

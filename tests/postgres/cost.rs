@@ -4,13 +4,13 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use dlock::model::{Answer, Ask, Ending, Info, Key, LeaseId, Mode, Patience, Released, Renewed};
+use dlock::model::{Answer, Ask, Ending, Info, Key, LeaseId, Released, Renewed};
 use dlock::store::{Ledger, PostgresAddress, PostgresRegister, Store as _};
 
 use super::BOUNDED;
 use crate::support::activity::Activity;
 use crate::support::postgres::{Server, has_postgres};
-use crate::support::{Running, Store, wait_for};
+use crate::support::{Running, Store, ask, wait_for};
 use crate::waiting::hand_over;
 
 const WITHIN: Duration = Duration::from_secs(20);
@@ -113,21 +113,12 @@ fn take_and_give(store: &Store, times: u32) {
     for time in 0..times {
         let lease = LeaseId::new(u128::from(time + 1).to_le_bytes());
         let ask = Ask {
-            lease,
-            level: lease,
-            mode: Mode::Exclusive,
-            ttl: Some(WITHIN),
-            patience: Patience::None,
-            if_fence: None,
-            proposal: None,
-            min_hold: Duration::ZERO,
-            max_reentry: 0,
-            attended: true,
             info: Info {
                 host: "a-host-with-a-name.example".into(),
                 note: Some(format!("run {time}")),
                 ..Info::default()
             },
+            ..ask::ask(lease, WITHIN)
         };
         assert!(matches!(table.acquire(&key, &ask, WITHIN), Ok(Answer::Granted(_))));
         assert!(matches!(table.renew(&key, lease, WITHIN, WITHIN), Ok(Renewed::Until(_))));

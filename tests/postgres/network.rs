@@ -4,14 +4,14 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dlock::model::{Answer, Ask, Info, Key, LeaseId, Mode, Patience};
+use dlock::model::{Answer, Key, LeaseId};
 use dlock::store::{Ledger, PostgresAddress, PostgresRegister, Store as _};
 
 use super::{BOUNDED, fence_of, lease_end};
 use crate::support::journal::Journal;
 use crate::support::postgres::proxy::{Fate, Proxy};
 use crate::support::postgres::{Server, has_postgres, shared_server};
-use crate::support::{Running, Store, wait_for};
+use crate::support::{Running, Store, ask, wait_for};
 
 /// A store, and the same behind a proxy.
 fn behind() -> (Store, Proxy, Store) {
@@ -89,19 +89,7 @@ fn what_the_server_granted_to_one_who_gave_up_meanwhile_is_taken_back() {
     let address = PostgresAddress::parse(&proxy.url(), "/".as_ref()).expect("a URL");
     let far = Ledger::new(PostgresRegister::new(&address, true, Duration::from_secs(5)));
     let (key, lease) = (Key::parse("k").expect("a key"), LeaseId::new([7; 16]));
-    let ask = Ask {
-        lease,
-        level: lease,
-        mode: Mode::Exclusive,
-        ttl: Some(Duration::from_secs(1000)),
-        patience: Patience::None,
-        if_fence: None,
-        proposal: None,
-        min_hold: Duration::ZERO,
-        max_reentry: 0,
-        attended: true,
-        info: Info::default(),
-    };
+    let ask = ask::ask(lease, Duration::from_secs(1000));
     far.ask_clock().expect("it answers");
     // The server stops just before it hears of the commit, and hears of it, and of what was sent after it, later.
     proxy.next(0, Fate::HeldUp);

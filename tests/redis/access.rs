@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use dlock::cli::{self, Asked};
 use dlock::config::Settings;
-use dlock::model::{Answer, Ask, Info, Key, LeaseId, Mode, Patience, Released};
+use dlock::model::{Answer, Ask, Info, Key, LeaseId, Patience, Released};
 use dlock::store::{Address, Changed, RedisStore, Scope, Store as _, StoreError, Trouble, Url, Watch};
 use redis::Commands as _;
 
 use crate::support::redis::tls::{PORT as TLS_PORT, certify, with_tls};
 use crate::support::redis::{REDIS, REDIS_6, Server, VALKEY, on_both};
-use crate::support::{DLOCK, Done, Running, Store, child_of, finish, has};
+use crate::support::{DLOCK, Done, Running, Store, ask, child_of, finish, has};
 
 /// What a user of dlock must be allowed, for `ACL SETUSER NAME on >PASSWORD …`; as README has it. Another
 /// database than 0 needs `+select`.
@@ -93,19 +93,7 @@ fn a_socket_of_this_machine_is_a_store() {
 /// All that a lock does, also what `dlock run` does only after 16 s of waiting: each command is needed once.
 fn live(store: &RedisStore, key: &Key) -> Result<(), StoreError> {
     let lease = |number| LeaseId::new([number; 16]);
-    let ask = |number, patience| Ask {
-        lease: lease(number),
-        level: lease(number),
-        mode: Mode::Exclusive,
-        ttl: Some(WITHIN),
-        patience,
-        if_fence: None,
-        proposal: None,
-        min_hold: Duration::ZERO,
-        max_reentry: 0,
-        attended: true,
-        info: Info::default(),
-    };
+    let ask = |number, patience| Ask { patience, ..ask::ask(lease(number), WITHIN) };
     let (holder, waiter, hasty) =
         (ask(1, Patience::None), ask(2, Patience::SignOfLife(GOOD_FOR)), ask(3, Patience::None));
     assert!(matches!(store.acquire(key, &holder, WITHIN)?, Answer::Granted(_)));

@@ -9,16 +9,14 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use dlock::model::{
-    Answer, Ask, Ending, Info, Key, LeaseId, LevelId, Mode, Patience, Record, Released, Renewed, Stamp, Unlocked,
-};
+use dlock::model::{Answer, Ask, Ending, Info, Key, LeaseId, LevelId, Record, Released, Renewed, Stamp, Unlocked};
 use dlock::store::{
     Address, Capabilities, Examination, Inspected, List, Listing, Node, Observer, Outcome, Past, RedisStore, Ring,
     Roll, Scope, SetUp, Step, Store, StoreError, Told, Trouble, Watch,
 };
 
-use crate::support::has;
 use crate::support::redis::{REDIS, Server};
+use crate::support::{ask, has};
 
 /// More than any of these operations takes.
 const WITHIN: Duration = Duration::from_secs(20);
@@ -258,19 +256,7 @@ fn key(number: u64) -> Key {
 
 fn ask(ttl: Duration) -> Ask {
     let lease = LeaseId::new([0; 16].map(|_: u8| u8::try_from(random(256)).expect("it is a byte")));
-    Ask {
-        lease,
-        level: lease,
-        mode: Mode::Exclusive,
-        ttl: Some(ttl),
-        patience: Patience::None,
-        if_fence: None,
-        proposal: None,
-        min_hold: Duration::ZERO,
-        max_reentry: 0,
-        attended: true,
-        info: Info::default(),
-    }
+    ask::ask(lease, ttl)
 }
 
 /// The level of a key that a ring gives us; nothing, if it gives it to nobody now.

@@ -4,6 +4,7 @@
 pub(crate) mod activity;
 #[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 pub(crate) mod address;
+pub(crate) mod ask;
 #[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 pub(crate) mod certificates;
 #[cfg(feature = "etcd")]
@@ -25,6 +26,8 @@ pub(crate) mod race;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 pub(crate) mod schema;
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
+pub(crate) mod shared;
 #[cfg(feature = "etcd")]
 pub(crate) mod sockets;
 pub(crate) mod terminal;

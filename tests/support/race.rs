@@ -4,8 +4,10 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use dlock::model::{Answer, Ask, Fence, Info, Key, LeaseId, Mode, Patience};
+use dlock::model::{Answer, Ask, Fence, Key, LeaseId};
 use dlock::store::Store;
+
+use super::ask;
 
 /// More than anything takes that a test asks for itself.
 pub(crate) const WITHIN: Duration = Duration::from_secs(20);
@@ -20,19 +22,7 @@ pub(crate) fn key() -> Key {
 /// Somebody with this number who asks for the key, and does not wait.
 pub(crate) fn ask(number: u128, ttl: Duration) -> Ask {
     let lease = LeaseId::new(number.to_le_bytes());
-    Ask {
-        lease,
-        level: lease,
-        mode: Mode::Exclusive,
-        ttl: Some(ttl),
-        patience: Patience::None,
-        if_fence: None,
-        proposal: None,
-        min_hold: Duration::ZERO,
-        max_reentry: 0,
-        attended: true,
-        info: Info::default(),
-    }
+    ask::ask(lease, ttl)
 }
 
 /// How often they do it; with `DLOCK_TEST_ROUNDS` set so often.

@@ -1,9 +1,9 @@
 //! Servers that all tests of a process share. A test keeps to a prefix of its own there.
 
-use std::sync::{OnceLock, mpsc};
-use std::thread;
+use std::sync::OnceLock;
 
 use super::{Cluster, ETCD, Server, etcdctl, wait_for};
+use crate::support::shared::for_all;
 
 /// A server of this version.
 pub(crate) fn shared_server(program: &'static str) -> &'static Server {
@@ -36,18 +36,4 @@ fn forget(program: &'static str, host: &str) {
         done(&["put", "x", value]);
     }
     done(&["compact", "2"]);
-}
-
-/// Starts something in a thread that never ends: servers die with the thread that started them.
-fn for_all<T: Send + 'static>(start: impl FnOnce() -> T + Send + 'static) -> T {
-    let (sender, started) = mpsc::channel();
-    let keep = move || {
-        // Who asked waits for it.
-        let _ = sender.send(start());
-        loop {
-            thread::park();
-        }
-    };
-    thread::spawn(keep);
-    started.recv().expect("it starts")
 }

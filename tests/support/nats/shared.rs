@@ -1,9 +1,9 @@
 //! Servers that all tests of a process share. A test keeps to a bucket of its own there.
 
-use std::sync::{OnceLock, mpsc};
-use std::thread;
+use std::sync::OnceLock;
 
 use super::{Cluster, NATS, Server};
+use crate::support::shared::for_all;
 
 /// A server of this version.
 pub(crate) fn shared_server(program: &'static str) -> &'static Server {
@@ -15,18 +15,4 @@ pub(crate) fn shared_server(program: &'static str) -> &'static Server {
 pub(crate) fn shared_cluster(program: &'static str) -> &'static Cluster {
     static CLUSTERS: [OnceLock<Cluster>; 2] = [OnceLock::new(), OnceLock::new()];
     CLUSTERS[usize::from(program == NATS)].get_or_init(|| for_all(move || Cluster::start(program)))
-}
-
-/// Starts something in a thread that never ends: servers die with the thread that started them.
-fn for_all<T: Send + 'static>(start: impl FnOnce() -> T + Send + 'static) -> T {
-    let (sender, started) = mpsc::channel();
-    let keep = move || {
-        // Who asked waits for it.
-        let _ = sender.send(start());
-        loop {
-            thread::park();
-        }
-    };
-    thread::spawn(keep);
-    started.recv().expect("it starts")
 }

@@ -1,9 +1,9 @@
 //! A server, and a pooler before it, that all tests of a process share. A test keeps to tables of its own there.
 
-use std::sync::{OnceLock, mpsc};
-use std::thread;
+use std::sync::OnceLock;
 
 use super::{Pooler, Server};
+use crate::support::shared::for_all;
 
 /// A server.
 pub(crate) fn shared_server() -> &'static Server {
@@ -15,18 +15,4 @@ pub(crate) fn shared_server() -> &'static Server {
 pub(crate) fn shared_pooler() -> &'static Pooler {
     static POOLER: OnceLock<Pooler> = OnceLock::new();
     POOLER.get_or_init(|| for_all(|| Pooler::before(shared_server(), "transaction")))
-}
-
-/// Starts something in a thread that never ends: servers die with the thread that started them.
-fn for_all<T: Send + 'static>(start: impl FnOnce() -> T + Send + 'static) -> T {
-    let (sender, started) = mpsc::channel();
-    let keep = move || {
-        // Who asked waits for it.
-        let _ = sender.send(start());
-        loop {
-            thread::park();
-        }
-    };
-    thread::spawn(keep);
-    started.recv().expect("it starts")
 }

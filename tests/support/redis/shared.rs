@@ -3,11 +3,11 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::{OnceLock, mpsc};
-use std::thread;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::{Cluster, Nodes, REDIS, Sentinels, Server, Setup};
+use crate::support::shared::for_all;
 
 /// A machine may be busy for some time, and nobody is to be dead for that.
 const DOWN_AFTER: Duration = Duration::from_secs(60);
@@ -50,20 +50,6 @@ pub(crate) fn shared_nodes() -> &'static Nodes {
             nodes
         })
     })
-}
-
-/// Starts a group in a thread that never ends: servers die with the thread that started them.
-pub(super) fn for_all<T: Send + 'static>(start: impl FnOnce() -> T + Send + 'static) -> T {
-    let (sender, started) = mpsc::channel();
-    let keep = move || {
-        // Who asked waits for it.
-        let _ = sender.send(start());
-        loop {
-            thread::park();
-        }
-    };
-    thread::spawn(keep);
-    started.recv().expect("the group starts")
 }
 
 /// Removes the servers' directories when this process ends, however that comes: nothing is dropped then.
