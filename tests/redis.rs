@@ -12,6 +12,7 @@ mod freeze;
 mod groups;
 mod network;
 mod oracle;
+mod partition;
 pub(crate) mod quorum;
 mod refusals;
 mod restart;

@@ -81,9 +81,16 @@ impl Redirection {
             "ASK" => to().map(Self::Ask),
             "TRYAGAIN" => Some(Self::TryAgain),
             "CLUSTERDOWN" => Some(Self::Down),
+            _ if error.details().is_some_and(is_down) => Some(Self::Down),
             _ => None,
         }
     }
+}
+
+/// Whether a node says that it is cut off from the others and may be read only (`cluster-allow-reads-when-down`): our script
+/// hears of that in mid-work, and without a code.
+pub(super) fn is_down(words: &str) -> bool {
+    words.contains("while the cluster is down")
 }
 
 impl Map {

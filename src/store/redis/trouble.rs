@@ -5,6 +5,7 @@ use std::io;
 use redis::ServerError;
 
 use super::address::{Address, Endpoint, Servers};
+use super::cluster::is_down;
 use crate::store::{Roll, StoreError, Trouble, tls, trouble, wire};
 use crate::sys;
 
@@ -133,7 +134,7 @@ fn refusal(error: &ServerError, is_one: bool) -> (Trouble, String) {
             return (Trouble::Refused, format!("it wants a password; it says '{}'", shown("NOAUTH", words)));
         }
         "ERR" if is_about_us(words) => Trouble::Refused,
-        "ERR" if words.contains("max number of clients") => Trouble::Unreachable,
+        "ERR" if words.contains("max number of clients") || is_down(words) => Trouble::Unreachable,
         "ERR" => Trouble::Unfit,
         // What is left goes over: LOADING, BUSY, READONLY, MASTERDOWN, OOM, MISCONF, NOREPLICAS, CLUSTERDOWN …
         _ => Trouble::Unreachable,
