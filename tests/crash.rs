@@ -5,18 +5,21 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal::{SIGINT, SIGKILL, SIGQUIT, SIGSTOP, SIGTERM};
+use nix::sys::signal::Signal::{SIGCONT, SIGINT, SIGKILL, SIGQUIT, SIGSTOP, SIGTERM};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use crate::support::tree::Tree;
 use crate::support::{
-    Running, Store, child_of, command, finish, is_alive, on_every_store, on_file_and_redis, skipped, through_a_pooler,
+    Running, Store, await_number, child_of, command, finish, is_alive, on_every_store, on_file_and_redis, skipped,
+    state, through_a_pooler, wait_for,
 };
 
 on_every_store![
     a_killed_dlock_takes_its_whole_tree_along_before_the_next_command_starts,
     a_killed_guardian_takes_its_whole_tree_along_before_the_next_command_starts,
+    a_command_dies_before_the_next_one_starts_when_dlock_and_its_guardian_are_killed_at_once,
+    a_frozen_dlock_has_its_key_no_longer_than_its_lease_and_its_tree_is_gone_by_then,
     what_a_command_leaves_behind_at_its_normal_end_is_left_alone,
     a_command_that_ran_for_too_long_is_gone_with_all_of_its_tree_before_the_key_is_free,
     who_asks_again_while_the_command_is_being_stopped_does_not_wait,
@@ -103,6 +106,50 @@ fn a_killed_guardian_takes_its_whole_tree_along_before_the_next_command_starts(s
         assert_eq!(done.stderr, "dlock: 'k': the guardian was killed, and the command with it\n");
         done.died_of(SIGKILL);
     });
+}
+
+fn a_command_dies_before_the_next_one_starts_when_dlock_and_its_guardian_are_killed_at_once(store: &Store) {
+    let started = store.path("started");
+    // Of the two processes of the command only the second one has what shows that it lives.
+    let begin = format!("sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >'{}'; {}", started.display(), store.alone());
+    let holder = store.holding("k", &SHORT, &format!("{begin}; echo ready; exec sleep 1000"));
+    let started = await_number(&started);
+    let guardian = child_of(holder.pid().as_raw());
+    // Neither sees the other one die.
+    holder.freeze();
+    kill(Pid::from_raw(guardian), SIGSTOP).expect("it lives");
+    wait_for("the guardian to stop", || state(guardian) == Some('T'));
+    let killed = Instant::now();
+    for pid in [holder.pid(), Pid::from_raw(guardian)] {
+        kill(pid, SIGKILL).expect("it is there");
+    }
+    let next = store.run(&["run", "-w", "40", "k", "--", "sh", "-c", &store.alone()]);
+    let took = killed.elapsed();
+    let lives = is_alive(started);
+    let _ = kill(Pid::from_raw(started), SIGKILL);
+    next.is(0, "", "");
+    assert!(took < AT_ONCE, "{took:?}");
+    assert!(lives, "nobody was left who would have looked for what the command had started");
+    holder.finish().died_of(SIGKILL);
+}
+
+fn a_frozen_dlock_has_its_key_no_longer_than_its_lease_and_its_tree_is_gone_by_then(store: &Store) {
+    let tree = store.holding_tree(&SHORT);
+    tree.dlock.freeze();
+    if !store.beats() {
+        // There is no lease that could end.
+        store.run(&["run", "-w", "2", "k", "--", "true"]).says(75, &["'k' is held"]);
+        tree.dlock.signal(SIGKILL);
+        return store.run(&["run", "k", "--", "true"]).is(0, "", "");
+    }
+    let mut next = store.tree(&["-w", "40"]);
+    next.await_start();
+    tree.is_gone();
+    next.await_all();
+    tree.dlock.signal(SIGCONT);
+    tree.dlock.finish().says(76, &["lost 'k'"]);
+    assert_eq!(store.status("k")["holders"][0]["pid"], next.dlock.pid().as_raw());
+    next.dlock.signal(SIGKILL);
 }
 
 fn a_dlock_killed_at_any_moment_leaves_the_key_to_the_next(store: &Store) {

@@ -8,6 +8,7 @@ mod network;
 mod oracle;
 mod races;
 mod refusals;
+mod restore;
 mod servers;
 mod time;
 

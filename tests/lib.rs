@@ -19,6 +19,8 @@ mod law;
 mod metrics;
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
+mod outage;
 mod output;
 #[cfg(feature = "postgres")]
 mod postgres;

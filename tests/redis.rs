@@ -14,6 +14,7 @@ mod network;
 mod oracle;
 mod partition;
 pub(crate) mod quorum;
+mod quorum_loss;
 mod refusals;
 mod restart;
 mod ring;

@@ -80,3 +80,25 @@ fn a_leader_that_is_cut_off_and_comes_back_grants_nothing_beside_its_successor()
         });
     });
 }
+
+#[test]
+fn a_server_that_comes_back_with_older_data_ends_the_run_and_fences_still_rise() {
+    on_both(|program| {
+        let mut store = Store::on_own_nats(Server::start(program, ""));
+        store.run(&["run", "k", "--", "true"]).is(0, "", "");
+        let again = |store: &mut Store, back: bool| {
+            let server = &mut store.nats_mut()[0];
+            server.kill();
+            server.keep_aside(back);
+            server.start_again();
+        };
+        again(&mut store, false);
+        let mut holder = store.holding("k", &["--ttl", "9"], "echo ready; echo $DLOCK_FENCE; cat >/dev/null");
+        let fence: u64 = holder.read_line().and_then(|line| line.parse().ok()).expect("a fence");
+        again(&mut store, true);
+        assert_eq!(holder.read_line(), None, "the command is stopped without being asked");
+        holder.finish().says(76, &["lost 'k'", "does not know this lease any more"]);
+        let next = store.run(&["run", "k", "--", "sh", "-c", "echo $DLOCK_FENCE"]);
+        assert!(next.stdout.trim().parse::<u64>().is_ok_and(|next| next > fence), "{fence} {next:#?}");
+    });
+}

@@ -133,3 +133,28 @@ fn a_standby_takes_no_locks_until_it_takes_the_place_of_its_primary() {
     let fence: u64 = waiter.finish().stdout.trim().parse().expect("a fence");
     assert!(fence > before);
 }
+
+#[test]
+fn a_standby_that_had_not_got_a_lock_ends_the_run_when_it_takes_the_place_of_its_primary() {
+    if !has_postgres() {
+        return;
+    }
+    let mut store = Store::on_own_postgres(Server::start(&["wal_level=replica"]));
+    store.run(&["run", "k", "--", "true"]).is(0, "", "");
+    let standby = Server::standby_of(store.postgres());
+    wait_for("what was done before", || standby.try_ask("SELECT key FROM dlock").is_ok_and(|keys| keys == "k"));
+    // From now on it hears of nothing.
+    standby.ask("ALTER SYSTEM SET primary_conninfo = ''");
+    standby.ask("SELECT pg_reload_conf()");
+    wait_for("nobody who follows", || store.sql("SELECT count(*) FROM pg_stat_replication") == "0");
+    let url = store.url().replace(&store.postgres().host, &format!("{}:6390,{}", store.postgres().host, standby.host));
+    let both = Store::new().at_url(&url);
+    let mut holder = both.holding("k", &["--ttl", "9"], "echo ready; echo $DLOCK_FENCE; cat >/dev/null");
+    let fence: u64 = holder.read_line().and_then(|line| line.parse().ok()).expect("a fence");
+    store.postgres_mut().kill();
+    standby.ask("SELECT pg_promote()");
+    assert_eq!(holder.read_line(), None, "the command is stopped without being asked");
+    holder.finish().says(76, &["lost 'k'", "does not know this lease any more"]);
+    both.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
+    assert!(fence_of(&both) > fence);
+}

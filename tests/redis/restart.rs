@@ -64,6 +64,21 @@ fn a_server_that_comes_back_without_the_lease_ends_the_run_and_its_fences_still_
 }
 
 #[test]
+fn a_server_that_comes_back_with_older_data_ends_the_run_and_its_fences_still_rise() {
+    on_both_with(&[], |store| {
+        let earlier = next_fence(store);
+        store.server().ask(&["SAVE"]);
+        let (mut holder, fence) = hold(store, &["--ttl", "3"]);
+        restart(store);
+        let record = store.server().record("k");
+        assert!(record["fence"].parse::<u64>().is_ok_and(|old| (earlier..fence).contains(&old)), "{record:?}");
+        assert_eq!(holder.read_line(), None, "the command is stopped without being asked");
+        holder.finish().says(76, &["lost 'k'", "does not know this lease any more; stopping the command"]);
+        assert!(next_fence(store) > fence);
+    });
+}
+
+#[test]
 fn a_run_that_ends_when_its_lease_was_forgotten_says_so() {
     on_both_with(&[], |store| {
         let (holder, fence) = hold(store, &[]);

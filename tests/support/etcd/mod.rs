@@ -127,6 +127,23 @@ impl Server {
         wait_for("the server to take us in", || self.leads_itself());
     }
 
+    /// Puts what was kept in a snapshot in the place of what it has. It does not run.
+    #[track_caller]
+    pub(crate) fn restore(&self, snapshot: &str) {
+        let data = self.dir.path().join("data");
+        fs::remove_dir_all(&data).expect("it had something");
+        let setting = |name: &str| {
+            let mut words = self.settings.iter().skip_while(|word| *word != name);
+            words.nth(1).expect("each server has that").clone()
+        };
+        let data = data.display().to_string();
+        let names = ["--name", "--initial-cluster", "--initial-advertise-peer-urls"];
+        let mut args = vec!["snapshot", "restore", snapshot, "--data-dir", &data];
+        let values = names.map(setting);
+        args.extend(names.iter().zip(&values).flat_map(|(name, value)| [*name, value.as_str()]));
+        self.must(&args);
+    }
+
     /// What it wrote to its log.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()

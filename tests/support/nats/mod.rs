@@ -21,7 +21,7 @@ pub(crate) use self::cluster::Cluster;
 pub(crate) use self::shared::{shared_cluster, shared_server};
 use super::activity::local_addresses;
 use super::address::{PORT, new_host, new_prefix};
-use super::{Running, Store, command, has, wait_for};
+use super::{Running, Store, command, finish, has, wait_for};
 
 /// NATS as Debian has it: the oldest that dlock is made for.
 pub(crate) const NATS_2_9: &str = "nats-server";
@@ -166,6 +166,14 @@ impl Server {
     pub(crate) fn start_again_as(&mut self, program: &'static str) {
         self.program = program;
         self.start_again();
+    }
+
+    /// Puts aside what it keeps, as it is now, or, with `back`, in its place again. It does not run.
+    pub(crate) fn keep_aside(&self, back: bool) {
+        let [data, aside] = ["jetstream", "aside"].map(|name| self.dir.path().join(name).display().to_string());
+        let (from, to) = if back { (aside, data) } else { (data, aside) };
+        let _ = fs::remove_dir_all(&to);
+        finish(command("cp").args(["-a", &from, &to])).is(0, "", "");
     }
 
     /// What it is called in its cluster.

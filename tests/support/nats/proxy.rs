@@ -22,6 +22,8 @@ struct State {
     words: Vec<(String, String)>,
     /// Nothing of what the server says to a write comes back from now on, on the connections that there are.
     mute_after: Option<&'static str>,
+    /// Connections stay; what comes over them is dropped.
+    drops: bool,
     wires: Vec<TcpStream>,
 }
 
@@ -70,6 +72,11 @@ impl Proxy {
         lock(&self.state).mute_after.is_none()
     }
 
+    /// Drops all that comes, in both directions.
+    pub(crate) fn drop_all(&self) {
+        lock(&self.state).drops = true;
+    }
+
     /// Ends all connections.
     pub(crate) fn cut(&self) {
         for wire in lock(&self.state).wires.drain(..) {
@@ -105,6 +112,9 @@ fn pass(from: &TcpStream, to: &TcpStream, state: &Arc<Mutex<State>>, muted: &Arc
                 if *lock(&muted) {
                     continue;
                 }
+            }
+            if lock(&state).drops {
+                continue;
             }
             if to.write_all(&said).is_err() {
                 break;
