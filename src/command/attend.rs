@@ -103,7 +103,9 @@ impl Ready {
         }
         let started = lease.sign_of_life().map_err(Failure::from).and_then(|sign| {
             // The start comes last: if anything fails, there is no command yet.
-            let kept = lease.keep(plan.beat, plan.policy.kill_after, &self.sender);
+            // What is left of the lease beside the end of the command is for three beats.
+            let kill_after = plan.policy.kill_after;
+            let kept = lease.keep(lease.ttl().saturating_sub(kill_after) / 3, kill_after, &self.sender);
             let started = kept.and_then(|()| self.guardian.start(env, sign.as_ref(), lease.deadline(), &self.sender));
             started.map_err(|error| Failure::os("cannot start the command", &error))
         });

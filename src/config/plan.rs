@@ -49,8 +49,6 @@ pub struct RunPlan {
     pub terms: Terms,
     /// The command.
     pub program: Program,
-    /// How often the lease is renewed.
-    pub beat: Duration,
     /// How many levels may be open beside the first.
     pub max_reentry: u32,
     /// What is done to the command, and when.
@@ -108,7 +106,6 @@ impl RunPlan {
         let kill_after = settings.kill_after(run.kill_after.as_deref(), &ttl)?.value;
         let terms = Terms::read(key, run.terms, Some(program_name.to_string_lossy().into_owned()), settings)?;
         Ok(Self {
-            beat: ttl.value.saturating_sub(kill_after) / 3,
             terms,
             program,
             max_reentry: run.max_reentry.unwrap_or(16),

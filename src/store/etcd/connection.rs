@@ -161,11 +161,14 @@ impl Connection {
             bytes.extend(self.written(request.path, request.body.to_string().as_bytes(), token));
         }
         self.broken = true;
-        self.write(&bytes, until)?;
+        // Whoever speaks TLS there, and hears none, has nothing to say.
+        let is_first = self.date.is_none() && matches!(self.stream, Stream::Plain(_));
+        let first = |failure: Failure| if is_first { failure.at_first() } else { failure };
+        self.write(&bytes, until).map_err(first)?;
         let mut answers = Vec::with_capacity(requests.len());
         let mut ends = false;
         for _ in requests {
-            let head = self.head(until)?;
+            let head = self.head(until).map_err(first)?;
             let body = self.body(head.body, until)?;
             self.date = head.date;
             ends |= matches!(head.body, Body::Open);
@@ -266,17 +269,18 @@ impl Connection {
 
     /// Appends the next part of an answer; no if that was all.
     fn chunk(&mut self, all: &mut Vec<u8>, until: Moment) -> Result<bool, Failure> {
-        let length = loop {
+        // Nothing of it is used before all is there: whoever has no more time goes on here.
+        let (start, length) = loop {
             match httparse::parse_chunk_size(&self.buffer[self.used..]) {
                 Ok(httparse::Status::Complete((start, length))) => {
-                    self.used += start;
-                    break usize::try_from(length).map_err(|_| Failure::Garbage)?;
+                    break (start, usize::try_from(length).map_err(|_| Failure::Garbage)?);
                 }
                 Ok(httparse::Status::Partial) => self.fill(until)?,
                 Err(_) => return Err(Failure::Garbage),
             }
         };
         if length == 0 {
+            self.used += start;
             self.trailer(until)?;
             return Ok(false);
         }
@@ -284,7 +288,8 @@ impl Connection {
             return Err(Failure::Garbage);
         }
         // And the end of the line.
-        self.fill_to(length + 2, until)?;
+        self.fill_to(start + length + 2, until)?;
+        self.used += start;
         self.take(length, all);
         self.used += 2;
         Ok(true)
@@ -419,5 +424,52 @@ fn refusal_in_stream(error: &Value) -> Refusal {
     Refusal {
         code: error["grpc_code"].as_i64().or_else(|| error["code"].as_i64()).unwrap_or_default(),
         message: error["message"].as_str().unwrap_or_default().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use socket2::Socket;
+
+    use super::super::api::Watched;
+    use super::{Address, Connection, Endpoint, Login, Stream, Watching, Wire};
+    use crate::clock::Moment;
+
+    fn soon() -> Moment {
+        Moment::now().after(Duration::from_millis(5))
+    }
+
+    #[test]
+    fn what_comes_in_pieces_is_heard_however_often_one_stops_to_listen() {
+        let (here, mut there) = UnixStream::pair().expect("a pair");
+        let address = Address::parse("etcd://h", Path::new("/")).expect("a URL");
+        let connection = Connection {
+            server: Endpoint::Tcp("h".into(), 1),
+            stream: Stream::Plain(Wire::over(Socket::from(here), soon())),
+            login: Arc::new(Login::new(&address)),
+            buffer: Vec::new(),
+            used: 0,
+            broken: false,
+            date: None,
+        };
+        let mut watching = Watching { connection, heard: Vec::new() };
+        let mut hear = || watching.next::<Watched>(soon()).expect("it goes on");
+        let line = b"{\"result\":{\"created\":true}}\n";
+        let whole = [format!("{:x}\r\n", line.len()).as_bytes(), line, b"\r\n"].concat();
+        for cut in 1..whole.len() {
+            let (one, other) = whole.split_at(cut);
+            there.write_all(one).expect("it listens");
+            let early = hear();
+            there.write_all(other).expect("it listens");
+            // The end of a line may have come before that of its part.
+            let heard = early.or_else(&mut hear).expect("it was told");
+            assert!(heard.created, "cut at {cut}");
+        }
     }
 }

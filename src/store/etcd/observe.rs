@@ -5,19 +5,22 @@ use std::time::Duration;
 
 use super::EtcdRegister;
 use super::address::{Address, end_of};
-use super::api::{self, Range, Watched};
+use super::api::{self, Range, Request, Watched};
 use super::connection::{Connection, Watching};
-use super::trouble::Failure;
+use super::trouble::{Failure, no_more};
 use crate::clock::Moment;
 use crate::model::{Key, Record};
 use crate::store::{Changed, Observer, StoreError};
 
-/// Whoever was told nothing for so long begins anew: nobody may tell any more.
-const SILENCE: Duration = Duration::from_secs(15);
+/// How long a member may tell nothing before it is asked for a sign of life, and how long that may take.
+const SILENCE: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(2));
 
 /// One to whom changes are told.
 pub(super) struct Listener {
     watching: Watching,
+    /// Over which the same member is asked for a sign of life, and since when it has given none.
+    asking: Connection,
+    silent: Moment,
     address: Address,
 }
 
@@ -29,34 +32,44 @@ impl Listener {
             None => (address.all(), Some(end_of(&address.all()))),
         };
         let until = register.until();
-        let range = api::range(&from, end.as_deref().unwrap_or_default(), 1);
-        let (connection, now) =
-            register.with_connection(until, |connection, until| connection.ask::<Range>(&range, until))?;
-        let own = Connection::open(&connection.server, address, &register.tls, &register.login, until)?;
+        let (asking, now) =
+            register.with_connection(until, |connection, until| connection.ask::<Range>(&one(address), until))?;
+        let own = Connection::open(&asking.server, address, &register.tls, &register.login, until)?;
         let watch = api::watch(&from, end.as_deref(), now.header.revision + 1, false);
         let watching = own.watch(&[watch], until)?;
-        register.idle.keep(connection);
-        Ok(Self { watching, address: address.clone() })
+        Ok(Self { watching, asking, silent: Moment::now(), address: address.clone() })
     }
 
     fn hear(&mut self, timeout: Option<Duration>) -> Result<Changed, Failure> {
-        let until = Moment::now().after(timeout.unwrap_or(SILENCE).min(SILENCE));
+        let until = timeout.map(|timeout| Moment::now().after(timeout));
         let mut keys = BTreeSet::new();
         loop {
-            let wake = if keys.is_empty() { until } else { Moment::now() };
+            let silence = self.silent.after(SILENCE.0);
+            let wake = if keys.is_empty() { until.unwrap_or(silence).min(silence) } else { Moment::now() };
             match self.watching.next::<Watched>(wake)? {
-                Some(told) if told.canceled => {
-                    return Err(Failure::Odd(format!("it tells no more: '{}'", told.cancel_reason)));
-                }
+                // What is compacted away cannot be told.
+                Some(told) if told.canceled && told.compact_revision > 0 => return Ok(Changed::Any),
+                Some(told) if told.canceled => return Err(no_more(&told.cancel_reason)),
                 Some(told) => {
+                    self.silent = Moment::now();
                     let changed = told.events.iter().filter_map(|event| self.address.meaning(&event.kv.key));
                     keys.extend(changed.filter(|(_, is_record)| *is_record).map(|(key, _)| key));
                 }
-                None if keys.is_empty() && timeout.is_none_or(|timeout| timeout > SILENCE) => return Ok(Changed::Any),
-                None => return Ok(Changed::Keys(keys)),
+                None if !keys.is_empty() || until.is_some_and(|until| until.left().is_zero()) => {
+                    return Ok(Changed::Keys(keys));
+                }
+                None => {
+                    self.asking.ask::<Range>(&one(&self.address), Moment::now().after(SILENCE.1))?;
+                    self.silent = Moment::now();
+                }
             }
         }
     }
+}
+
+/// What costs little to ask.
+fn one(address: &Address) -> Request {
+    api::range(&address.all(), &end_of(&address.all()), 1)
 }
 
 impl Observer for Listener {

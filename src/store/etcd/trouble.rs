@@ -33,6 +33,8 @@ pub(super) enum Said {
     Refused(Refusal),
     /// A status of HTTP and words, which are none of etcd's.
     Http(u16, String),
+    /// Nothing at all, and it hung up. We do not speak TLS.
+    HungUp,
 }
 
 impl Refusal {
@@ -72,6 +74,11 @@ impl Refusal {
     }
 }
 
+/// Why a member tells no more: it has no leader any more, say.
+pub(super) fn no_more(reason: &str) -> Failure {
+    Refusal { code: code::UNAVAILABLE, message: format!("it tells no more: {reason}") }.into()
+}
+
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         Self::Said(Said::Refused(refusal))
@@ -82,6 +89,11 @@ impl Failure {
     /// The same, of the beginning of TLS.
     pub(super) fn in_handshake(self) -> Self {
         if self.is_stale() { Self::NoTls } else { self }
+    }
+
+    /// The same, of the first thing that was asked where nothing is encrypted.
+    pub(super) fn at_first(self) -> Self {
+        if self.is_stale() { Self::Said(Said::HungUp) } else { self }
     }
 
     /// Whether the other side has said all that it had to say.
@@ -128,7 +140,7 @@ impl Meaning for Said {
     fn may_be_the_server(&self) -> bool {
         match self {
             Self::Refused(refusal) => refusal.is_of_the_member(),
-            Self::Http(..) => true,
+            Self::Http(..) | Self::HungUp => true,
         }
     }
 
@@ -138,6 +150,10 @@ impl Meaning for Said {
             Self::Http(_, words) if words.contains("HTTP request to an HTTPS server") => {
                 (Trouble::Refused, "it speaks TLS: write 'etcds:' in the place of 'etcd:'".into())
             }
+            Self::HungUp => (
+                Trouble::Unreachable,
+                "it closed the connection; if it speaks TLS, its URL begins with 'etcds:'".into(),
+            ),
             Self::Http(404, _) => (Trouble::Unfit, "it has no gateway of etcd 3.4 or later (HTTP 404)".into()),
             Self::Http(status, words) => {
                 let words = shown(words.trim_start());

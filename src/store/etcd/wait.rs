@@ -7,7 +7,7 @@ use super::address::{end_of, level};
 use super::api::{self, Event, Watched};
 use super::connection::{Connection, Watching};
 use super::look::Reading;
-use super::trouble::Failure;
+use super::trouble::{Failure, no_more};
 use super::{EtcdRegister, lock};
 use crate::clock::Moment;
 use crate::model::{Key, LevelId, SIGN_OF_LIFE, Standing};
@@ -162,8 +162,7 @@ impl EtcdRegister {
             if told.compact_revision > 0 {
                 return Ok(Told::Look);
             }
-            let message = told.cancel_reason.clone();
-            return Err(api::Refusal { code: 14, message }.into());
+            return Err(no_more(&told.cancel_reason));
         }
         let of_one = |event: &Event| {
             let own = |me: LevelId| event.kv.key == format!("{}{}", self.address.of(key), level(me));
