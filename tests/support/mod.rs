@@ -25,6 +25,8 @@ pub(crate) mod proxy;
 pub(crate) mod race;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
+pub(crate) mod relay;
 pub(crate) mod schema;
 #[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 pub(crate) mod shared;

@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use super::redis::{PORT, Server, new_host};
+use super::redis::{PORT, Server};
+use super::relay::{Pair, Relay, Wires, copy, end, lock};
 
 /// What becomes of one reply.
 #[derive(Clone, Copy, Debug)]
@@ -24,165 +25,117 @@ pub(crate) enum Fate {
 
 /// The proxy. It ends with the test.
 pub(crate) struct Proxy {
-    host: String,
-    traffic: Arc<Traffic>,
+    relay: Relay,
+    state: Arc<Mutex<State>>,
 }
 
 /// What all its threads share.
-struct Traffic {
-    server: String,
-    state: Mutex<State>,
-}
-
 #[derive(Default)]
 struct State {
-    /// Nobody is let in.
-    refuses: bool,
     /// Connections stay; what comes over them is dropped.
     drops: bool,
     /// What becomes of the next reply to an operation.
     fates: VecDeque<(String, Fate)>,
     /// The operations that were asked for, those that were dropped included.
     seen: Vec<String>,
-    wires: Vec<TcpStream>,
 }
 
 impl Proxy {
     pub(crate) fn to(server: &Server) -> Self {
-        let traffic =
-            Traffic { server: format!("{}:{}", server.host, crate::support::redis::PORT), state: Mutex::default() };
-        let proxy = Self { host: new_host(), traffic: Arc::new(traffic) };
-        proxy.listen();
-        proxy
+        let state = Arc::default();
+        let shared = Arc::clone(&state);
+        let relay = Relay::before(&server.host, PORT, Wires::default(), move |pair| carry(pair, &shared));
+        Self { relay, state }
     }
 
     /// Its address.
     pub(crate) fn host(&self) -> &str {
-        &self.host
+        self.relay.host()
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("redis://{}:{PORT}", self.host)
+        format!("redis://{}:{PORT}", self.host())
     }
 
     /// What becomes of the next good reply to an operation: of the law by its name, else of a command.
     /// Several of them come true one after the other. A refusal and an empty reply pass.
     pub(crate) fn next(&self, operation: &str, fate: Fate) {
-        self.traffic.lock().fates.push_back((operation.into(), fate));
+        lock(&self.state).fates.push_back((operation.into(), fate));
     }
 
     /// How often an operation was asked for.
     pub(crate) fn seen(&self, operation: &str) -> usize {
-        self.traffic.lock().seen.iter().filter(|seen| *seen == operation).count()
+        lock(&self.state).seen.iter().filter(|seen| *seen == operation).count()
     }
 
     /// Whether all that was to befall replies has.
     pub(crate) fn is_spent(&self) -> bool {
-        self.traffic.lock().fates.is_empty()
+        lock(&self.state).fates.is_empty()
     }
 
     /// Drops all that comes, in both directions.
     pub(crate) fn drop_all(&self) {
-        self.traffic.lock().drops = true;
+        lock(&self.state).drops = true;
     }
 
     /// Lets pass again what comes from now on.
     pub(crate) fn heal(&self) {
-        self.traffic.lock().drops = false;
+        lock(&self.state).drops = false;
     }
 
     /// Ends all connections.
     pub(crate) fn cut(&self) {
-        for wire in self.traffic.lock().wires.drain(..) {
-            // One that has ended already is as good.
-            let _ = wire.shutdown(Shutdown::Both);
-        }
+        self.relay.cut();
     }
 
     /// Ends all connections, and takes no new ones.
     pub(crate) fn refuse(&self) {
-        self.traffic.lock().refuses = true;
-        // Whoever listens wakes up, sees it, and stops to listen.
-        while TcpStream::connect((&*self.host, PORT)).is_ok() {}
-        self.cut();
+        self.relay.refuse();
     }
 
     /// Takes connections again.
     pub(crate) fn admit(&self) {
-        self.traffic.lock().refuses = false;
-        self.listen();
+        self.relay.admit();
     }
+}
 
-    fn listen(&self) {
-        let listener = TcpListener::bind((&*self.host, PORT)).expect("the address is nobody else's");
-        let traffic = Arc::clone(&self.traffic);
-        thread::spawn(move || {
-            while let Ok((client, _)) = listener.accept() {
-                if traffic.lock().refuses {
-                    return;
-                }
-                traffic.connect(client);
+/// Passes on what a client and the server say to each other.
+fn carry(Pair { client, server }: Pair, state: &Arc<Mutex<State>>) {
+    let asked = Arc::new(Mutex::new(VecDeque::new()));
+    let (requests, replies) = ((copy(&client), copy(&server)), (server, client));
+    let (shared, questions) = (Arc::clone(state), Arc::clone(&asked));
+    thread::spawn(move || {
+        pump(requests, |_, words| {
+            // An empty line, which is no request.
+            if words.is_empty() {
+                return None;
             }
+            let operation = operation(words);
+            let mut state = lock(&shared);
+            state.seen.push(operation.clone());
+            if state.drops {
+                return Some(Fate::Swallowed);
+            }
+            questions.lock().expect("no thread panics with it").push_back(operation);
+            None
         });
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.refuse();
-    }
-}
-
-impl Traffic {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A test that failed while it held it wants its proxy to end all the same.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Passes on what a client and the server say to each other. Who finds no server hears an end.
-    fn connect(self: &Arc<Self>, client: TcpStream) {
-        let Ok(server) = TcpStream::connect(&self.server) else { return };
-        let copy = |wire: &TcpStream| wire.try_clone().expect("there are descriptors left");
-        for wire in [&client, &server] {
-            wire.set_nodelay(true).expect("it is TCP");
-            self.lock().wires.push(copy(wire));
-        }
-        let asked = Arc::new(Mutex::new(VecDeque::new()));
-        let (requests, replies) = ((copy(&client), copy(&server)), (server, client));
-        let (traffic, questions) = (Arc::clone(self), Arc::clone(&asked));
-        thread::spawn(move || {
-            pump(requests, |_, words| {
-                // An empty line, which is no request.
-                if words.is_empty() {
-                    return None;
-                }
-                let operation = operation(words);
-                let mut state = traffic.lock();
-                state.seen.push(operation.clone());
-                if state.drops {
-                    return Some(Fate::Swallowed);
-                }
-                questions.lock().expect("no thread panics with it").push_back(operation);
-                None
-            });
+    });
+    let shared = Arc::clone(state);
+    thread::spawn(move || {
+        pump(replies, |reply, _| {
+            let operation = asked.lock().expect("no thread panics with it").pop_front();
+            let mut state = lock(&shared);
+            if state.drops {
+                return Some(Fate::Swallowed);
+            }
+            let is_good = reply[0] != b'-' && !reply.starts_with(b"*-1") && !reply.starts_with(b"$-1");
+            let (next, _) = state.fates.front()?;
+            if !is_good || operation.as_ref() != Some(next) {
+                return None;
+            }
+            state.fates.pop_front().map(|(_, fate)| fate)
         });
-        let traffic = Arc::clone(self);
-        thread::spawn(move || {
-            pump(replies, |reply, _| {
-                let operation = asked.lock().expect("no thread panics with it").pop_front();
-                let mut state = traffic.lock();
-                if state.drops {
-                    return Some(Fate::Swallowed);
-                }
-                let is_good = reply[0] != b'-' && !reply.starts_with(b"*-1") && !reply.starts_with(b"$-1");
-                let (next, _) = state.fates.front()?;
-                if !is_good || operation.as_ref() != Some(next) {
-                    return None;
-                }
-                state.fates.pop_front().map(|(_, fate)| fate)
-            });
-        });
-    }
+    });
 }
 
 /// Passes values from one side to the other for as long as both are there. `judge` decides about each.
@@ -212,9 +165,7 @@ fn pump((mut from, mut to): (TcpStream, TcpStream), judge: impl Fn(&[u8], &[Stri
             }
         }
     }
-    for wire in [from, to] {
-        let _ = wire.shutdown(Shutdown::Both);
-    }
+    end([from, to]);
 }
 
 /// What is asked for: the operation of the law, or the command.

@@ -1,22 +1,21 @@
 //! A proxy before an etcd server, on an address of its own, that does to what passes what networks do.
 
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use super::{PEERS, PORT, Server, new_host};
+use super::{PEERS, PORT, Server};
 use crate::support::Running;
 use crate::support::activity::local_addresses;
+use crate::support::relay::{Pair, Relay, Way, Wires, lock, pass};
 use crate::support::sockets::listens;
 
 /// The proxy. It ends with the test.
 pub(crate) struct Proxy {
-    host: String,
+    relay: Relay,
     state: Arc<Mutex<State>>,
 }
 
@@ -41,14 +40,6 @@ struct State {
     stranger: Option<Pid>,
     /// The ports from which it made them.
     strange: BTreeSet<u16>,
-    wires: Vec<TcpStream>,
-}
-
-/// What is known of one connection.
-struct Known {
-    fate: Option<Fate>,
-    /// The port from which it was made.
-    port: u16,
 }
 
 impl Proxy {
@@ -63,39 +54,26 @@ impl Proxy {
     }
 
     fn before(server: &str, port: u16) -> Self {
-        let proxy = Self { host: new_host(), state: Arc::default() };
-        let listener = TcpListener::bind((&*proxy.host, port)).expect("an address");
-        let (server, state) = (server.to_owned(), Arc::clone(&proxy.state));
-        thread::spawn(move || {
-            while let Ok((client, from)) = listener.accept() {
-                let Ok(server) = TcpStream::connect((&*server, port)) else { continue };
-                lock(&state).meet(from.port());
-                let known = Arc::new(Mutex::new(Known { fate: None, port: from.port() }));
-                for wire in [&client, &server] {
-                    wire.set_nodelay(true).expect("it is TCP");
-                }
-                pass(&client, &server, &state, &known, true);
-                pass(&server, &client, &state, &known, false);
-                lock(&state).wires.push(client);
-            }
-        });
-        proxy
+        let state = Arc::default();
+        let shared = Arc::clone(&state);
+        let relay = Relay::before(server, port, Wires::default(), move |pair| carry(&pair, &shared));
+        Self { relay, state }
     }
 
     /// Its address.
     pub(crate) fn host(&self) -> &str {
-        &self.host
+        self.relay.host()
     }
 
     /// The URL of a store with this one in the place of its server.
     pub(crate) fn url(&self, of: &str) -> String {
         let query = of.split_once('?').map_or_else(String::new, |(_, query)| format!("?{query}"));
-        format!("etcd://{}:{PORT}{query}", self.host)
+        format!("etcd://{}:{PORT}{query}", self.host())
     }
 
     /// Whether a dlock sleeps until it hears from the server.
     pub(crate) fn is_listened_to_by(&self, dlock: &Running) -> bool {
-        listens(dlock.pid().as_raw(), std::slice::from_ref(&self.host))
+        listens(dlock.pid().as_raw(), &[self.host().to_owned()])
     }
 
     /// What the server says takes so long.
@@ -130,9 +108,7 @@ impl Proxy {
 
     /// Ends all connections.
     pub(crate) fn cut(&self) {
-        for wire in lock(&self.state).wires.drain(..) {
-            let _ = wire.shutdown(Shutdown::Both);
-        }
+        self.relay.cut();
     }
 }
 
@@ -157,6 +133,11 @@ fn ports(pid: Pid) -> impl Iterator<Item = u16> {
 }
 
 impl State {
+    /// What becomes of what is said over a connection that was made from this port.
+    fn way(&self, port: u16) -> Way {
+        if self.drops || self.strange.contains(&port) { Way::Nowhere } else { Way::On }
+    }
+
     /// Looks who made a connection, if that matters.
     fn meet(&mut self, port: u16) {
         let strange = self.stranger.is_some_and(|pid| ports(pid).any(|of_it| of_it == port));
@@ -168,42 +149,29 @@ impl State {
     }
 }
 
-/// Passes on what comes, in a thread of its own.
-fn pass(from: &TcpStream, to: &TcpStream, state: &Arc<Mutex<State>>, known: &Arc<Mutex<Known>>, asks: bool) {
-    let (mut from, mut to) = (from.try_clone().expect("a socket"), to.try_clone().expect("a socket"));
-    let (state, known) = (Arc::clone(state), Arc::clone(known));
-    thread::spawn(move || {
-        let mut bytes = vec![0; 1 << 20];
-        while let Ok(read @ 1..) = from.read(&mut bytes) {
-            let said = &bytes[..read];
-            if asks {
-                let mut state = lock(&state);
-                let is_it = |words: &str| said.windows(words.len()).any(|part| part == words.as_bytes());
-                if let Some((_, fate)) = state.fate.take_if(|(words, _)| is_it(words)) {
-                    lock(&known).fate = Some(fate);
-                }
-            } else {
-                let delay = lock(&state).delay;
-                thread::sleep(delay);
-                match lock(&known).fate {
-                    Some(Fate::Cut) => break,
-                    Some(Fate::Mute) => continue,
-                    None => {}
-                }
-            }
-            let is_dropped = {
-                let (state, known) = (lock(&state), lock(&known));
-                state.drops || state.strange.contains(&known.port)
-            };
-            if !is_dropped && to.write_all(said).is_err() {
-                break;
-            }
+/// Passes on what a client and the server say to each other.
+fn carry(Pair { client, server }: &Pair, state: &Arc<Mutex<State>>) {
+    // From which the connection was made.
+    let port = client.peer_addr().map_or(0, |from| from.port());
+    lock(state).meet(port);
+    let met = Arc::new(Mutex::new(None));
+    let (shared, fate) = (Arc::clone(state), Arc::clone(&met));
+    pass((client, server), move |said| {
+        let mut state = lock(&shared);
+        let is_it = |words: &str| said.windows(words.len()).any(|part| part == words.as_bytes());
+        if let Some((_, next)) = state.fate.take_if(|(words, _)| is_it(words)) {
+            *lock(&fate) = Some(next);
         }
-        let _ = to.shutdown(Shutdown::Both);
-        let _ = from.shutdown(Shutdown::Both);
+        state.way(port)
     });
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    let shared = Arc::clone(state);
+    pass((server, client), move |_| {
+        let delay = lock(&shared).delay;
+        thread::sleep(delay);
+        match *lock(&met) {
+            Some(Fate::Cut) => Way::End,
+            Some(Fate::Mute) => Way::Nowhere,
+            None => lock(&shared).way(port),
+        }
+    });
 }

@@ -1,16 +1,15 @@
 //! A proxy between a dlock and its server, on an address of its own, that does to what passes what networks do.
 
-use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use super::super::address::{PORT, new_host};
+use crate::support::address::PORT;
+use crate::support::relay::{Pair, Relay, Way, Wires, lock, pass};
 
 /// The proxy. It ends with the test.
 pub(crate) struct Proxy {
-    host: String,
+    relay: Relay,
     state: Arc<Mutex<State>>,
 }
 
@@ -24,31 +23,21 @@ struct State {
     mute_after: Option<&'static str>,
     /// Connections stay; what comes over them is dropped.
     drops: bool,
-    wires: Vec<TcpStream>,
 }
 
 impl Proxy {
     pub(crate) fn to(server: &str) -> Self {
-        let proxy = Self { host: new_host(), state: Arc::default() };
-        let listener = TcpListener::bind((&*proxy.host, PORT)).expect("an address");
-        let (server, state) = (server.to_owned(), Arc::clone(&proxy.state));
-        thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let Ok(server) = TcpStream::connect((&*server, PORT)) else { continue };
-                let muted = Arc::new(Mutex::new(false));
-                pass(&client, &server, &state, &muted, true);
-                pass(&server, &client, &state, &muted, false);
-                lock(&state).wires.push(client);
-            }
-        });
-        proxy
+        let state = Arc::default();
+        let shared = Arc::clone(&state);
+        let relay = Relay::before(server, PORT, Wires::default(), move |pair| carry(&pair, &shared));
+        Self { relay, state }
     }
 
     /// The URL of a store with this one in the place of its server.
     pub(crate) fn url(&self, of: &str) -> String {
         let (_, rest) = of.split_once("://").expect("a URL");
         let query = rest.split_once('?').map_or_else(String::new, |(_, query)| format!("?{query}"));
-        format!("nats://{}:{PORT}{query}", self.host)
+        format!("nats://{}:{PORT}{query}", self.relay.host())
     }
 
     /// What the server says takes so long.
@@ -79,49 +68,33 @@ impl Proxy {
 
     /// Ends all connections.
     pub(crate) fn cut(&self) {
-        for wire in lock(&self.state).wires.drain(..) {
-            let _ = wire.shutdown(Shutdown::Both);
-        }
+        self.relay.cut();
     }
 }
 
-/// Passes on what comes, in a thread of its own.
-fn pass(from: &TcpStream, to: &TcpStream, state: &Arc<Mutex<State>>, muted: &Arc<Mutex<bool>>, asks: bool) {
-    let (mut from, mut to) = (from.try_clone().expect("a socket"), to.try_clone().expect("a socket"));
-    let (state, muted) = (Arc::clone(state), Arc::clone(muted));
-    thread::spawn(move || {
-        let mut bytes = vec![0; 1 << 20];
-        while let Ok(read @ 1..) = from.read(&mut bytes) {
-            let mut said = bytes[..read].to_vec();
-            if asks {
-                let mut state = lock(&state);
-                let is_it = |words: &&str| said.windows(words.len()).any(|part| part == words.as_bytes());
-                if state.mute_after.as_ref().is_some_and(is_it) {
-                    state.mute_after = None;
-                    *lock(&muted) = true;
-                }
-            } else {
-                let (delay, words) = {
-                    let state = lock(&state);
-                    (state.delay, state.words.clone())
-                };
-                thread::sleep(delay);
-                for (this, that) in words {
-                    replace(&mut said, this.as_bytes(), that.as_bytes());
-                }
-                if *lock(&muted) {
-                    continue;
-                }
-            }
-            if lock(&state).drops {
-                continue;
-            }
-            if to.write_all(&said).is_err() {
-                break;
-            }
+/// Passes on what a client and the server say to each other.
+fn carry(Pair { client, server }: &Pair, state: &Arc<Mutex<State>>) {
+    let is_mute = Arc::new(Mutex::new(false));
+    let (shared, muted) = (Arc::clone(state), Arc::clone(&is_mute));
+    pass((client, server), move |said| {
+        let mut state = lock(&shared);
+        let is_it = |words: &mut &str| said.windows(words.len()).any(|part| part == words.as_bytes());
+        if state.mute_after.take_if(is_it).is_some() {
+            *lock(&muted) = true;
         }
-        let _ = to.shutdown(Shutdown::Both);
-        let _ = from.shutdown(Shutdown::Both);
+        if state.drops { Way::Nowhere } else { Way::On }
+    });
+    let shared = Arc::clone(state);
+    pass((server, client), move |said| {
+        let (delay, words) = {
+            let state = lock(&shared);
+            (state.delay, state.words.clone())
+        };
+        thread::sleep(delay);
+        for (this, that) in words {
+            replace(said, this.as_bytes(), that.as_bytes());
+        }
+        if *lock(&is_mute) || lock(&shared).drops { Way::Nowhere } else { Way::On }
     });
 }
 
@@ -131,8 +104,4 @@ fn replace(said: &mut [u8], this: &[u8], that: &[u8]) {
             said[at..at + this.len()].copy_from_slice(that);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
