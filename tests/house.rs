@@ -74,11 +74,12 @@ fn every_room_imports_only_what_the_map_allows() {
 #[test]
 fn the_rooms_of_the_store_stand_beside_each_other() {
     for (room, path, text) in house() {
-        let backend = ["file", "postgres", "redis", "ring"]
+        let backend = ["etcd", "file", "nats", "postgres", "redis", "ring"]
             .iter()
             .find(|name| path.to_string_lossy().contains(&format!("/store/{name}/")));
         if let Some(backend) = backend.filter(|_| room == "store") {
-            for other in ["Ledger", "ledger", "registry", "FileRegister", "PostgresRegister", "RedisStore"] {
+            let others = ["EtcdRegister", "FileRegister", "NatsRegister", "PostgresRegister", "RedisStore"];
+            for other in ["Ledger", "ledger", "registry"].into_iter().chain(others) {
                 let own = other.to_lowercase().starts_with(backend);
                 assert!(own || !text.contains(other), "{} knows {other}", path.display());
             }
