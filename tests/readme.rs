@@ -223,3 +223,40 @@ fn exactly_two_commands_set_everything_up() {
         assert!(ci.contains(command), ".ci/run does not run {command}");
     }
 }
+
+/// What a section of README.md says.
+fn section(title: &str) -> String {
+    let text = readme();
+    let (_, section) = text.split_once(&format!("\n## {title}\n")).expect("there is one");
+    section.split("\n## ").next().unwrap_or_default().to_owned()
+}
+
+/// The names that stand in a text for tests: `module::name::{arm,arm}` is one for each arm.
+fn tests_named_in(text: &str) -> Vec<String> {
+    let spans = text.split('`').skip(1).step_by(2).filter(|span| span.contains("::"));
+    let names = spans.flat_map(|span| match span.strip_suffix('}').and_then(|span| span.split_once('{')) {
+        Some((name, arms)) => arms.split(',').map(|arm| format!("{name}{arm}")).collect(),
+        None => vec![span.to_owned()],
+    });
+    names.collect()
+}
+
+// Of a store that is left out there are no tests.
+#[cfg(all(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
+#[test]
+fn the_tests_that_show_what_is_promised_are_there() {
+    let this = std::env::current_exe().expect("it runs");
+    let list = finish(command(this.to_str().expect("its path is UTF-8")).args(["--list", "--format", "terse"])).stdout;
+    let is_there = |name: &String| list.lines().any(|line| line.strip_suffix(": test") == Some(name));
+    let section = section("What is promised, and which test shows it");
+    let (introduction, tables) = section.split_once("\n\n**").expect("tables follow");
+    assert!(introduction.contains("`crash::name::{file,etcd}`"), "how a name is read");
+    let named = tests_named_in(tables);
+    let missing: Vec<_> = named.iter().filter(|name| !is_there(name)).collect();
+    assert!(named.len() > 80 && missing.is_empty(), "{} are named, and there are no {missing:#?}", named.len());
+    let rows = tables.split("|---|\n").skip(1).flat_map(|rows| rows.lines().take_while(|line| line.starts_with('|')));
+    for row in rows {
+        let says = ["not tested: ", "none is needed"].iter().any(|words| row.contains(words));
+        assert!(says || !tests_named_in(row).is_empty(), "neither a test nor why there is none: {row}");
+    }
+}

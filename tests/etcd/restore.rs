@@ -10,7 +10,8 @@ fn a_cluster_that_is_restored_from_a_snapshot_ends_the_run_and_fences_still_rise
         store.run(&["run", "k", "--", "true"]).is(0, "", "");
         let snapshot = store.path("snapshot").display().to_string();
         store.etcd_server().must(&["snapshot", "save", &snapshot]);
-        let mut holder = store.holding("k", &["--ttl", "9"], "echo ready; echo $DLOCK_FENCE; cat >/dev/null");
+        let mut holder =
+            store.holding("k", &["--ttl", "9", "--max-run", "40"], "echo ready; echo $DLOCK_FENCE; cat >/dev/null");
         let fence: u64 = holder.read_line().and_then(|line| line.parse().ok()).expect("a fence");
         let server = &mut store.etcd_servers()[0];
         server.kill();

@@ -93,7 +93,8 @@ fn a_server_that_comes_back_with_older_data_ends_the_run_and_fences_still_rise()
             server.start_again();
         };
         again(&mut store, false);
-        let mut holder = store.holding("k", &["--ttl", "9"], "echo ready; echo $DLOCK_FENCE; cat >/dev/null");
+        let mut holder =
+            store.holding("k", &["--ttl", "9", "--max-run", "40"], "echo ready; echo $DLOCK_FENCE; cat >/dev/null");
         let fence: u64 = holder.read_line().and_then(|line| line.parse().ok()).expect("a fence");
         again(&mut store, true);
         assert_eq!(holder.read_line(), None, "the command is stopped without being asked");

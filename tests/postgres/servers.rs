@@ -149,7 +149,8 @@ fn a_standby_that_had_not_got_a_lock_ends_the_run_when_it_takes_the_place_of_its
     wait_for("nobody who follows", || store.sql("SELECT count(*) FROM pg_stat_replication") == "0");
     let url = store.url().replace(&store.postgres().host, &format!("{}:6390,{}", store.postgres().host, standby.host));
     let both = Store::new().at_url(&url);
-    let mut holder = both.holding("k", &["--ttl", "9"], "echo ready; echo $DLOCK_FENCE; cat >/dev/null");
+    let mut holder =
+        both.holding("k", &["--ttl", "9", "--max-run", "40"], "echo ready; echo $DLOCK_FENCE; cat >/dev/null");
     let fence: u64 = holder.read_line().and_then(|line| line.parse().ok()).expect("a fence");
     store.postgres_mut().kill();
     standby.ask("SELECT pg_promote()");

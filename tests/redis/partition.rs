@@ -70,6 +70,15 @@ mod a_replica_that_had_not_got_a_lock_ends_the_run_when_it_becomes_the_master {
     }
 }
 
+/// When the lease of `k` ends, as a server has it that may be no more than read.
+fn last_end(server: &Server) -> SystemTime {
+    let record = server.record("k");
+    let (_, hold) = record.iter().find(|(field, _)| field.starts_with("h:")).expect("it is held");
+    let (_, end) = hold.split_once("\"until\":\"").expect("it has an end");
+    let micros = end.split('"').next().and_then(|end| end.parse().ok()).expect("a number");
+    SystemTime::UNIX_EPOCH + Duration::from_micros(micros)
+}
+
 /// Cuts a master off from its replicas and from sentinels. Those who log in still reach it.
 fn forsake(master: &Server) {
     master.ask(&["ACL", "SETUSER", NOBODY, "off"]);
@@ -91,6 +100,10 @@ fn a_master_that_is_cut_off_with_its_clients_confirms_nothing_but_gives_out_what
         let tree = confirmed.holding_tree(&["--ttl", "6", "-k", "0.5"]);
         let next = near.waiting("k", &PATIENT, &format!("{}; echo in", confirmed.alone()));
         forsake(old);
+        // What they have now is the last that was confirmed.
+        let end = group.servers[1..].iter().map(last_end).max().expect("two replicas");
+        let gone = confirmed.await_end_of_tree();
+        assert!(gone < end, "the tree lived for {:?} too long", gone.duration_since(end));
         group.await_failover(0);
         // Whose lease counts once a replica has it is gone before the next one starts, and nobody else gets one.
         next.finish().is(0, "in\n", "");
@@ -103,15 +116,6 @@ fn a_master_that_is_cut_off_with_its_clients_confirms_nothing_but_gives_out_what
         near.run(&["run", "-n", "other", "--", "echo", "in"]).is(0, "in\n", "");
         holder.finish().is(7, "", "");
     });
-}
-
-/// When the lease of `k` ends, as a server has it that may take no changes.
-fn last_end(server: &Server) -> SystemTime {
-    let record = server.record("k");
-    let (_, hold) = record.iter().find(|(field, _)| field.starts_with("h:")).expect("it is held");
-    let (_, end) = hold.split_once("\"until\":\"").expect("it has an end");
-    let micros = end.split('"').next().and_then(|end| end.parse().ok()).expect("a number");
-    SystemTime::UNIX_EPOCH + Duration::from_micros(micros)
 }
 
 /// Freezes all nodes but the one that has `k`; `reads` says whether that one may be read then.
