@@ -241,10 +241,12 @@ fn tests_named_in(text: &str) -> Vec<String> {
     names.collect()
 }
 
-// Of a store that is left out there are no tests.
-#[cfg(all(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 #[test]
 fn the_tests_that_show_what_is_promised_are_there() {
+    // Of a store that is left out there are no tests.
+    if !cfg!(all(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis")) {
+        return;
+    }
     let this = std::env::current_exe().expect("it runs");
     let list = finish(command(this.to_str().expect("its path is UTF-8")).args(["--list", "--format", "terse"])).stdout;
     let is_there = |name: &String| list.lines().any(|line| line.strip_suffix(": test") == Some(name));
