@@ -21,7 +21,7 @@ impl Store {
     /// All that the script starts inherits a lock of the kernel, so no process can forget to say so, and
     /// none that was killed can go on saying it.
     pub(crate) fn alone(&self) -> String {
-        format!("cd '{}'; exec 9>>alone; flock -n 9 || echo overlap", self.dir.path().display())
+        format!("cd '{}' || exit 9; exec 9>>alone; flock -n 9 || echo overlap", self.dir.path().display())
     }
 
     /// Starts a dlock that runs a tree while it holds `k`. One process of it has a session of its own and

@@ -15,7 +15,8 @@ use crate::clock::{Moment, some_of};
 use crate::model::{Clock, Key, LevelId, Record, SIGN_OF_LIFE, Stamp, Standing};
 use crate::store::turn;
 
-/// Whoever lost a swap waits for a random part of this, more each time up to so many times as much. A renewal does not.
+/// Whoever lost a swap waits for a random part of this, or of the time that it took, more each time up to so many times as
+/// much. A renewal does not.
 const PAUSE: (Duration, u32) = (Duration::from_millis(2), 8);
 
 /// How many operations fit in a transaction: etcd's own limit is 128.
@@ -77,8 +78,11 @@ impl EtcdRegister {
             // A grant that got no answer may still come, unless its lease is gone.
             let taken_back = course.take_back(&mut connection, &record);
             let mut now = None;
+            let mut took = Duration::ZERO;
             if !taken_back.map_err(|failure| failure.by(&server).before())? {
+                let sent = Moment::now();
                 let written = course.write(&mut connection, &reading, &record);
+                took = Moment::now().since(sent);
                 if written.as_ref().is_err_and(is_full) {
                     // What cannot be written down can be seen: whoever is gone does not live.
                     course.clean_up(&mut connection, &reading, &record);
@@ -96,7 +100,7 @@ impl EtcdRegister {
                 return Err(Failure::Contended.by(&server).before());
             }
             if !is_urgent(me, &reading.seen) {
-                let pause = some_of(PAUSE.0 * lost).min(until.left());
+                let pause = some_of(PAUSE.0.max(took) * lost).min(until.left());
                 std::thread::sleep(pause);
                 lost = PAUSE.1.min(lost + 1);
                 now = now.filter(|_| pause.is_zero());
