@@ -82,9 +82,10 @@ impl From<&StoreError> for Finding {
             Trouble::Stuck => {
                 (NO_LOCK, "look for a dlock that is stopped (state T of ps), and let it go on or kill it")
             }
-            Trouble::Refused => {
-                (NO_LOCK, "check user, password and certificate, and what the user may do: README has the rule for it")
-            }
+            Trouble::Refused => (
+                NO_LOCK,
+                "check user, password and certificate, and what the user may do: README and 'dlock setup --print' have the rule",
+            ),
             Trouble::Unprepared => {
                 (NO_LOCK, "'dlock setup' makes it ready, and 'dlock setup --print' tells how that is done")
             }

@@ -67,6 +67,9 @@ pub(super) trait Meaning: Sized {
     /// Words that may repeat ours, without what is secret.
     fn without_password(address: &Self::Address, words: &str) -> String;
 
+    /// The same with other words of the server's own.
+    fn reworded(self, reword: &dyn Fn(String) -> String) -> Self;
+
     /// Whether the server is about to close the connection, which is as good as closed.
     fn is_farewell(&self) -> bool {
         false
@@ -166,7 +169,8 @@ impl<S: Meaning> Failure<S> {
         let (trouble, words) = match self {
             Self::Before(failure) => return failure.of(name, address).before_anything(),
             Self::By(server, failure) => return failure.of(&format!("{} at {server}", S::SERVER), address),
-            Self::Said(said) => said.meaning(address),
+            // Only what is not ours may repeat what is secret, and ours is not to be made unreadable by a short one.
+            Self::Said(said) => said.reworded(&|words| S::without_password(address, &words)).meaning(address),
             Self::Io(error) if wire::is_end(&error) => (Trouble::Unreachable, CLOSED.into()),
             Self::Io(error) => (Trouble::Unreachable, sys::words(&error)),
             Self::Silent => (Trouble::Unreachable, "it did not answer in time".into()),
@@ -177,7 +181,7 @@ impl<S: Meaning> Failure<S> {
             Self::Settings(words) | Self::Odd(words) => (Trouble::Unfit, words),
             Self::Contended => (Trouble::Unreachable, "others were faster all the time".into()),
         };
-        let error = StoreError::new(trouble, format_args!("{name}: {}", S::without_password(address, &words)));
+        let error = StoreError::new(trouble, format_args!("{name}: {words}"));
         if definite { error.before_anything() } else { error }
     }
 }

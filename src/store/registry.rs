@@ -64,8 +64,12 @@ const KNOWN: &[&str] = &[
     "'postgres://HOST/DATABASE'",
     #[cfg(feature = "nats")]
     "'nats://HOST'",
+    #[cfg(feature = "nats")]
+    "'nats+tls://HOST'",
     #[cfg(feature = "etcd")]
     "'etcd://HOST,HOST'",
+    #[cfg(feature = "etcd")]
+    "'etcds://HOST,HOST'",
 ];
 
 /// A text that names no store.

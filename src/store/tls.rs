@@ -161,6 +161,9 @@ pub(super) fn words(error: &rustls::Error, ca: &str, own: &str) -> (Trouble, Str
         Error::AlertReceived(AlertDescription::CertificateRequired) => {
             format!("it wants to see a certificate of ours: '{own}'")
         }
+        Error::AlertReceived(AlertDescription::BadCertificate) => {
+            format!("it does not take our certificate, or wants to see one: '{own}'")
+        }
         Error::AlertReceived(AlertDescription::UnknownCA) => "it does not know who issued our certificate".into(),
         Error::AlertReceived(alert) => format!("it refuses us: tls alert {alert:?}"),
         error => return (Trouble::Unreachable, format!("tls: {error}")),

@@ -65,8 +65,8 @@ fn whoever_may_not_is_told_and_no_command_is_started() {
         };
         run("locks:wrong").says(77, &["authentication failed"]);
         run("stranger:wrong").says(77, &["authentication failed"]);
-        run("nobody:n0").says(77, &["permission denied", "'dlock/'", "README"]);
-        run("reader:r0").says(77, &["permission denied", "'dlock/'", "README"]);
+        run("nobody:n0").says(77, &["permission denied", "'dlock/'", "'dlock setup --print'"]);
+        run("reader:r0").says(77, &["permission denied", "'dlock/'", "'dlock setup --print'"]);
         let without = Store::new().at_url(&server.url());
         without.run(&["run", "k", "--", "echo", "started"]).says(77, &["it wants to know who we are"]);
         // Another prefix is another store.
@@ -92,6 +92,11 @@ fn forgetful(program: &'static str, seconds: u32, store: &Store) -> Server {
     if program == ETCD {
         return Server::start(program, &["--auth-token-ttl", &seconds.to_string()]);
     }
+    signing(program, seconds, store)
+}
+
+/// A server that signs its word for who somebody is.
+fn signing(program: &'static str, seconds: u32, store: &Store) -> Server {
     let [private, public] = ["private.pem", "public.pem"].map(|name| store.path(name).display().to_string());
     for words in [&["genrsa", "-out", &private, "2048"][..], &["rsa", "-in", &private, "-pubout", "-out", &public]] {
         let done = finish(command("openssl").args(words));
@@ -123,6 +128,28 @@ fn whoever_is_forgotten_logs_in_again_and_keeps_the_key_and_his_place() {
         locks.run(&["unlock", "k", "--yes"]).is(0, "", "");
         assert!(start.elapsed() < std::time::Duration::from_secs(2), "{:?}", start.elapsed());
         holder.finish().says(76, &["unlocked by"]);
+    });
+}
+
+#[test]
+fn users_that_are_made_or_changed_while_a_key_is_held_cost_nobody_his_lock() {
+    if !has("openssl") {
+        return;
+    }
+    on_both(|program| {
+        // Both versions, with words for who somebody is that are signed: these are of one state of all users.
+        let store = Store::new();
+        let server = signing(program, 60, &store);
+        let locks = of(&server, "locks:t0p");
+        // Nobody logs in yet.
+        let holder = locks.holding("k", &["--ttl", "4", "-k", "0.5"], "echo ready; sleep 9; exit 7");
+        let waiter = locks.waiting("k", &["-w", "60"], "echo in");
+        server.enable_auth("s3cret");
+        set_up(&server);
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        server.etcdctl(&["--user", "root:s3cret", "user", "add", "another:one"]);
+        holder.finish().is(7, "", "");
+        waiter.finish().is(0, "in\n", "");
     });
 }
 

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use crate::support::etcd::client::all_under;
+use crate::support::etcd::proxy::Proxy;
 use crate::support::etcd::{ETCD, Server};
 use crate::support::journal::Journal;
 use crate::support::{Running, Store, command, has, wait_for};
@@ -41,6 +42,26 @@ fn nobody_asks_while_nothing_changes() {
     for waiter in waiters {
         waiter.finish().is(0, "", "");
     }
+}
+
+#[test]
+fn a_connection_that_ends_is_opened_again_and_costs_no_more_than_that() {
+    if !has(ETCD) {
+        return;
+    }
+    let near = Store::on_own_etcd(Server::start(ETCD, &[]));
+    let host = near.etcd().host().to_owned();
+    let proxy = Proxy::to(&host);
+    let far = Store::new().at_url(&proxy.url(near.url()));
+    let holder = far.holding("k", &["--ttl", "60"], "echo ready; cat >/dev/null");
+    let waiter = far.waiting("k", &[], "echo in");
+    wait_for("both to listen", || proxy.is_listened_to_by(&holder) && proxy.is_listened_to_by(&waiter));
+    let before = asked(&host);
+    proxy.cut();
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(asked(&host) - before < 30.0, "{} were asked", asked(&host) - before);
+    holder.finish().is(0, "", "");
+    waiter.finish().is(0, "in\n", "");
 }
 
 #[test]

@@ -38,6 +38,34 @@ fn a_lease_that_is_revoked_by_hand_ends_the_command_before_the_next_one_starts()
 }
 
 #[test]
+fn a_lease_that_is_revoked_just_after_it_was_renewed_or_the_key_changed_hands_is_waited_for_as_well() {
+    on_both(|program| {
+        let store = Store::on_etcd(program);
+        let revoke = || {
+            let life = store.etcd().life("k").expect("it is held");
+            store.etcd().etcdctl(&["lease", "revoke", &format!("{:x}", life.lease)]);
+        };
+        // Its command lives for three seconds more than one that does as it is told.
+        let stubborn = ["--ttl", "9", "-k", "3", "-w", "60"];
+        let script = |name: &str| format!("trap '' TERM; {}; echo {name}; sleep 60", store.alone());
+        let mut first = store.holding("k", &stubborn, &format!("echo ready; {}", script("first")));
+        let mut second = store.waiting("k", &stubborn, &script("second"));
+        let third = store.waiting("k", &stubborn, &format!("{}; echo third", store.alone()));
+        store.await_listening(&first);
+        // Near the end of what was known of it before.
+        store.etcd().await_beat("k");
+        store.etcd().await_beat("k");
+        revoke();
+        assert_eq!(second.read_line().as_deref(), Some("second"));
+        revoke();
+        third.finish().is(0, "third\n", "");
+        first.await_line("first");
+        first.finish().says(76, &["lost 'k'"]);
+        second.finish().says(76, &["lost 'k'"]);
+    });
+}
+
+#[test]
 fn all_leases_that_are_revoked_at_once_end_each_command_before_the_next_one_starts() {
     on_both(|program| {
         const KEYS: usize = 4;

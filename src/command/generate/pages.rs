@@ -202,7 +202,8 @@ const DOCTOR: Page = Page {
             dlock is not tested with. Of sentinels and of a cluster: what keeps them from replacing a master that dies \
             before its leases end, slots that nobody serves, replicas that refuse us or whose clocks are others. Of \
             PostgreSQL: commits that a crash may lose, standbys that it does not wait for, a pooler, tables and rights that \
-            are missing. Of NATS: copies that are too few, away or behind, a bucket in memory, a disk that is written late. Of a \
+            are missing. Of NATS: copies that are too few, away or behind, a bucket in memory, a disk that is written late. Of etcd: \
+            members that do not answer, alarms, versions with faults, hosts of different clusters, no compaction. Of a \
             directory: its file system, its room, and who may do what in it. It changes nothing. A user of a server \
             needs +info +config|get for it besides, and +cluster|info +cluster|slots on a cluster. With --json it prints \
             one object, whose names stay as they are, also if the store cannot be used.",
@@ -218,7 +219,8 @@ const SETUP: Page = Page {
             To do it again changes nothing. A directory and a Redis or Valkey server, with sentinels or in a cluster, need \
             no setup: that they can be used is all that it tells. Of a ring it makes the nodes of the URL those of the ring: \
             it closes all nodes, old and new, waits for those who hold a key that moves to another node, and opens the new \
-            list; those who have the old URL are refused from then on. In PostgreSQL it makes the tables, in NATS the bucket. If such a key is held for longer than --wait, all is \
+            list; those who have the old URL are refused from then on. In PostgreSQL it makes the tables, in NATS the bucket; in etcd there is nothing to make, and --print shows \
+            the role that a user needs. If such a key is held for longer than --wait, all is \
             as it was. A setup that was killed is taken up by the next one. With --print it changes nothing, and prints what \
             an administrator would run in its place; or says that there is nothing to run.",
     exit: &[

@@ -118,6 +118,12 @@ pub(super) fn min_hold(lease: LeaseId) -> String {
     lease.secret() + ".min"
 }
 
+/// Between which names of what is kept of a key signs of life are: they begin with a digit of a level's.
+pub(super) const LIVES: (&str, &str) = ("0", "g");
+
+/// Until when a level was renewed last: what is left to tell of one whose sign of life has ended.
+pub(super) const END: &str = ".end";
+
 /// Behind all names that begin with this one, which ends with '/'.
 pub(super) fn end_of(prefix: &str) -> String {
     format!("{}0", prefix.strip_suffix('/').unwrap_or(prefix))

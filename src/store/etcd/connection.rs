@@ -160,6 +160,10 @@ impl Connection {
         for request in requests {
             bytes.extend(self.written(request.path, request.body.to_string().as_bytes(), token));
         }
+        // An answer to nothing would be taken for the next one.
+        if self.used != self.buffer.len() {
+            return Err(Failure::Garbage);
+        }
         self.broken = true;
         // Whoever speaks TLS there, and hears none, has nothing to say.
         let is_first = self.date.is_none() && matches!(self.stream, Stream::Plain(_));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::address::level;
+use super::address::{END, level};
 use super::api::{self, LeaseLeft, Request};
 use super::connection::Connection;
 use super::look::{Life, Reading};
@@ -24,8 +24,17 @@ pub(super) const LEAST_TTL: Duration = Duration::from_secs(2);
 /// A lease of etcd's to tie a sign of life to.
 pub(super) struct Lease {
     pub(super) id: i64,
+    /// How long it is, in whole seconds.
+    seconds: u64,
     /// What makes it, if it is not there yet.
     pub(super) making: Option<Request>,
+}
+
+impl Lease {
+    /// How long whoever shows his life with it may count on it, for those who see that.
+    pub(super) fn span(&self) -> String {
+        self.seconds.to_string()
+    }
 }
 
 impl EtcdRegister {
@@ -58,7 +67,9 @@ impl Change<'_> {
         let sent = Moment::now();
         let lease = self.lease(me, span)?;
         let name = format!("{}{}", self.register.address.of(self.key), level(me));
-        let renewal = [api::put(&name, b"", Some(lease.id))];
+        // Once it has ended, somebody may want to know when.
+        let until = self.register.clock().after(span).micros().to_string();
+        let renewal = [api::put(&name, b"", Some(lease.id)), api::put(&format!("{name}{END}"), until.as_bytes(), None)];
         match self.swap(connection, lease.making, &api::is_at(&name, life.revision), &renewal) {
             Err(failure) if is_full(&failure) => Ok(Written::if_so(self.hold_on(connection, me, life, reading)?)),
             Ok(Written::At(revision)) => {
@@ -86,7 +97,7 @@ impl Change<'_> {
             *good_for == span && Moment::now().since(*made) < LEAST_TTL / 2
         };
         if let Some((id, ..)) = self.spare.filter(is_good) {
-            return Ok(Lease { id, making: None });
+            return Ok(Lease { id, seconds: self.seconds(span), making: None });
         }
         let lease = self.new_lease(me, span)?;
         self.spare = Some((lease.id, span, Moment::now()));
@@ -98,25 +109,48 @@ impl Change<'_> {
         let mut bytes = [0; 8];
         getrandom::fill(&mut bytes).map_err(|error| Failure::Settings(format!("no random numbers: {error}")))?;
         let id = (i64::from_le_bytes(bytes) & i64::MAX).max(1);
-        // Where tests rule time, nothing ends by itself.
-        let span = if self.is_ruled() { Duration::from_secs(3600) } else { span.max(LEAST_TTL) };
-        let seconds = span.as_secs() + u64::from(span.subsec_nanos() > 0);
+        let seconds = self.seconds(span);
         lock(&self.register.made).entry(me).or_default().push(id);
-        Ok(Lease { id, making: Some(api::grant(id, seconds)) })
+        Ok(Lease { id, seconds, making: Some(api::grant(id, seconds)) })
     }
 
-    /// Ends what was made for a level that goes, so that no change of it that got no answer comes late. Whether there was
+    fn seconds(&self, span: Duration) -> u64 {
+        // Where tests rule time, nothing ends by itself.
+        let span = if self.is_ruled() { Duration::from_secs(3600) } else { span.max(LEAST_TTL) };
+        span.as_secs() + u64::from(span.subsec_nanos() > 0)
+    }
+
+    /// Ends what was made for a level that goes, so that no change of it that got no answer comes late. What is not there
+    /// may come yet, with such a change behind it, which is in vain once the record was written anew. Whether there was
     /// anything: then the record has to be looked at again.
-    pub(super) fn take_back(&self, connection: &mut Connection, record: &Record) -> Result<bool, Failure> {
+    pub(super) fn take_back(&mut self, connection: &mut Connection, record: &Record) -> Result<bool, Failure> {
         let Some(me) = self.me.filter(|me| record.standing(*me) == Standing::Gone) else { return Ok(false) };
         let made = lock(&self.register.made).remove(&me).unwrap_or_default();
         for (at, id) in made.iter().enumerate() {
-            if let Err(failure) = end_lease(connection, *id, self.until) {
-                lock(&self.register.made).entry(me).or_default().extend(&made[at..]);
-                return Err(failure);
+            match end_lease(connection, *id, self.until) {
+                Ok(was_there) => self.may_come |= !was_there,
+                Err(failure) => {
+                    lock(&self.register.made).entry(me).or_default().extend(&made[at..]);
+                    return Err(failure);
+                }
             }
         }
         Ok(!made.is_empty())
+    }
+
+    /// Ends the sign of life of one who waits and leaves the queue. No, if he does not.
+    pub(super) fn has_left(
+        &self,
+        connection: &mut Connection,
+        reading: &Reading,
+        record: &Record,
+    ) -> Result<bool, Failure> {
+        let leaves = |me: &LevelId| {
+            matches!(reading.seen.standing(*me), Standing::Waiting(_)) && record.standing(*me) == Standing::Gone
+        };
+        let Some(life) = self.me.filter(leaves).and_then(|me| reading.lives.get(&level(me))) else { return Ok(false) };
+        end_lease(connection, life.lease, self.until)?;
+        Ok(true)
     }
 
     /// Ends the lease of a level that has gone. It would end by itself.
@@ -130,10 +164,10 @@ impl Change<'_> {
     }
 }
 
-/// Ends a lease, if it has not ended.
-fn end_lease(connection: &mut Connection, id: i64, until: Moment) -> Result<(), Failure> {
+/// Ends a lease, if it has not ended; whether it was there.
+fn end_lease(connection: &mut Connection, id: i64, until: Moment) -> Result<bool, Failure> {
     match connection.ask::<Value>(&api::revoke(id), until) {
-        Err(failure) if failure.refusal().is_some_and(api::Refusal::is_ended_lease) => Ok(()),
-        ended => ended.map(drop),
+        Err(failure) if failure.refusal().is_some_and(api::Refusal::is_ended_lease) => Ok(false),
+        ended => ended.map(|_| true),
     }
 }

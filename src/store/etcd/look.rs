@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::address::{RECORD, end_of, level, min_hold};
+use super::address::{END, RECORD, end_of, level, min_hold};
 use super::api::{self, LeaseLeft, Range, Request};
 use super::connection::{Connection, read};
 use super::trouble::Failure;
@@ -25,6 +25,9 @@ use crate::store::turn::WATCHERS;
 
 /// Etcd tells what is left of a lease in whole seconds.
 const GRAIN: Duration = Duration::from_secs(1);
+
+/// When so many were seen, those are forgotten who cannot live any more.
+const MOST_SIGHTINGS: usize = 1000;
 
 /// What is read of a key at once.
 pub(super) struct Reading {
@@ -38,6 +41,8 @@ pub(super) struct Reading {
     pub(super) seen: Record,
     /// Signs of life, by their names.
     pub(super) lives: BTreeMap<String, Life>,
+    /// Until when levels were renewed last, by the names of their signs of life.
+    pub(super) ends: BTreeMap<String, Stamp>,
     pub(super) now: Stamp,
     /// Our own level, if it holds and its sign of life has ended.
     pub(super) lost: Option<LevelId>,
@@ -70,7 +75,16 @@ impl Reading {
         lives.retain(|name, _| left.contains(name));
         lives.extend(shown.map(|(name, lease)| (name, Life { revision, lease })));
         let record = record.clone();
-        Self { revision, written: revision, kept: Some(record.clone()), seen: record, lives, lost: None, ..*self }
+        Self {
+            revision,
+            written: revision,
+            kept: Some(record.clone()),
+            seen: record,
+            lives,
+            ends: self.ends.clone(),
+            lost: None,
+            ..*self
+        }
     }
 
     /// The record as an operation would find it.
@@ -157,8 +171,12 @@ impl EtcdRegister {
         }
         let prefix = self.address.of(key);
         let name = |kv: &api::Kv| kv.key.strip_prefix(&prefix).unwrap_or_default().to_owned();
-        let (records, lives): (Vec<_>, Vec<_>) =
+        let (records, others): (Vec<_>, Vec<_>) =
             range.kvs.into_iter().map(|kv| (name(&kv), kv)).partition(|(name, _)| name == RECORD);
+        let (ends, lives): (Vec<_>, Vec<_>) = others.into_iter().partition(|(name, _)| name.ends_with(END));
+        let end = |(name, kv): (String, api::Kv)| {
+            Some((name.strip_suffix(END)?.to_owned(), Stamp::from_micros(kv.value.parse().ok()?)))
+        };
         let record = records.first().map(|(_, kv)| kv);
         let kept = record.map(|kv| Record::decode(key, kv.value.as_bytes()));
         let kept = kept.transpose().map_err(|why| Failure::Odd(no_record(key, "", &why)))?;
@@ -171,6 +189,7 @@ impl EtcdRegister {
                 .into_iter()
                 .map(|(name, kv)| (name, Life { revision: kv.mod_revision, lease: kv.lease }))
                 .collect(),
+            ends: ends.into_iter().filter_map(end).collect(),
             now: self.clock(),
             lost: None,
             member: (range.header.member_id, range.header.raft_term),
@@ -200,7 +219,11 @@ impl EtcdRegister {
 
     /// Remembers a sign of life, and until when its owner may count on it.
     pub(super) fn saw(&self, name: &str, revision: i64, until: Moment) {
-        lock(&self.sightings).lives.insert(name.to_owned(), (revision, until));
+        let mut sightings = lock(&self.sightings);
+        if sightings.lives.len() > MOST_SIGHTINGS {
+            sightings.lives.retain(|_, (_, until)| !until.left().is_zero());
+        }
+        sightings.lives.insert(name.to_owned(), (revision, until));
     }
 
     /// How long the owner of this sign of life may count on it, as far as that was seen.
@@ -222,16 +245,19 @@ impl EtcdRegister {
         let soon = now.after(GRAIN);
         let lives = &reading.lives;
         let is_ours_to_judge = is_left_to_us(&reading.seen, lives, me);
-        let end = |name: &str, sightings: &Sightings, is_mine: bool| {
+        // Nobody may have looked for long at who has died.
+        let died =
+            |name: &str, written: Option<Stamp>| reading.ends.get(name).copied().max(written).unwrap_or(now).min(now);
+        let end = |name: &str, written: Option<Stamp>, sightings: &Sightings, is_mine: bool| {
             let seen = sightings.lives.get(name).map(|(_, until)| stamp(*until));
             match (lives.contains_key(name), seen) {
                 // Our own is renewed from now on, whatever is left of it.
                 (true, _) if is_mine => now.after(Duration::from_micros(1)),
                 (true, seen) => seen.filter(|until| *until > now).unwrap_or(soon),
-                (false, _) if is_mine => now,
+                (false, _) if is_mine => died(name, written),
                 (false, Some(until)) if until > now => until,
                 (false, _) if !is_ours_to_judge => soon,
-                (false, _) => now,
+                (false, _) => died(name, written),
             }
         };
         for hold in &mut reading.seen.holders {
@@ -241,10 +267,10 @@ impl EtcdRegister {
                 if is_mine && !lives.contains_key(&name) {
                     reading.lost = me;
                 }
-                of.until = Some(end(&name, &sightings, is_mine));
+                of.until = Some(end(&name, of.until, &sightings, is_mine));
             }
             let name = min_hold(hold.lease);
-            hold.hold_until = hold.hold_until.map(|_| end(&name, &sightings, false));
+            hold.hold_until = hold.hold_until.map(|until| end(&name, Some(until), &sightings, false));
         }
         let queue = &mut reading.seen.queue;
         sightings

@@ -23,7 +23,7 @@ use self::address::end_of;
 use self::api::Range;
 use self::connection::{Connection, Login};
 use self::look::{Reading, Sightings};
-use self::trouble::Failure;
+use self::trouble::{Failure, Said};
 use super::idle::Pool;
 use super::tls::TlsConfig;
 use super::{Capabilities, Examination, Inspected, Observer, Register, Scope, StoreError, Watch, lock};
@@ -100,7 +100,7 @@ impl EtcdRegister {
         let many = hosts.len();
         // One that is silent leaves time for the others.
         let share = |left: usize| Moment::now().after(until.left() / u32::try_from(left.max(1)).unwrap_or(u32::MAX));
-        let mut failed: Option<Failure> = None;
+        let mut failed: Vec<Failure> = Vec::new();
         if let Some(mut connection) = self.idle.take(None, 0) {
             match work(&mut connection, share(many)) {
                 Ok(done) => return Ok((connection, done)),
@@ -109,9 +109,6 @@ impl EtcdRegister {
                     self.leave(&connection.server, &failure);
                     if !failure.may_be_the_server() {
                         return Err(failure.before());
-                    }
-                    if !failure.is_stale() {
-                        failed = Some(failure);
                     }
                 }
             }
@@ -134,11 +131,23 @@ impl EtcdRegister {
                     if !failure.may_be_the_server() {
                         return Err(failure.before());
                     }
-                    failed.get_or_insert(failure);
+                    failed.push(failure);
                 }
             }
         }
-        Err(failed.unwrap_or(Failure::Silent).before())
+        Err(self.of_all(failed).before())
+    }
+
+    /// What went wrong with each member. That one refuses us matters more than that others are away.
+    fn of_all(&self, mut failed: Vec<Failure>) -> Failure {
+        if let Some(at) = failed.iter().position(|failure| matches!(failure.bare(), Failure::Tls(_))) {
+            return failed.swap_remove(at);
+        }
+        match failed.len() {
+            0 => Failure::Silent,
+            1 => failed.swap_remove(0),
+            _ => Failure::Said(Said::Nobody(failed.into_iter().map(|failure| self.error(failure).words).collect())),
+        }
     }
 
     /// Something went wrong with this member: another one is asked first from now on.

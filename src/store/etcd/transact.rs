@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::address::{end_of, level, min_hold};
+use super::address::{END, end_of, level, min_hold};
 use super::api::{self, Range, Request};
 use super::connection::{Connection, read};
 use super::look::{Reading, names};
@@ -18,6 +18,9 @@ use crate::store::turn;
 /// Whoever lost a swap waits for a random part of this, or of the time that it took, more each time up to so many times as
 /// much. A renewal does not.
 const PAUSE: (Duration, u32) = (Duration::from_millis(2), 8);
+
+/// No more of the time that it took counts.
+const MOST_PAUSE: Duration = Duration::from_millis(20);
 
 /// How many operations fit in a transaction: etcd's own limit is 128.
 const MOST_OPERATIONS: usize = 100;
@@ -38,6 +41,8 @@ pub(super) struct Change<'a> {
     pub(super) until: Moment,
     /// A lease of etcd's that was made for it and is not used yet: for how long, and when.
     pub(super) spare: Option<(i64, Duration, Moment)>,
+    /// Whether a change that got no answer may still come.
+    pub(super) may_come: bool,
 }
 
 /// What became of a write.
@@ -67,7 +72,7 @@ impl EtcdRegister {
         let (mut connection, mut reading) =
             self.with_connection(until, |connection, until| self.look_at(connection, key, me, until))?;
         let server = connection.server.clone();
-        let mut course = Change { register: self, key, me, until, spare: None };
+        let mut course = Change { register: self, key, me, until, spare: None, may_come: false };
         let mut lost = 0;
         loop {
             let (record, answer) = applied(&reading, me, &mut change);
@@ -93,6 +98,11 @@ impl EtcdRegister {
                         self.idle.keep(connection);
                         return Ok(answer);
                     }
+                    // Whoever shows no life is not in the queue, whatever stands there: that takes no swap.
+                    Written::Not(_) if course.has_left(&mut connection, &reading, &record)? => {
+                        self.idle.keep(connection);
+                        return Ok(answer);
+                    }
                     Written::Not(read) => now = read,
                 }
             }
@@ -100,7 +110,7 @@ impl EtcdRegister {
                 return Err(Failure::Contended.by(&server).before());
             }
             if !is_urgent(me, &reading.seen) {
-                let pause = some_of(PAUSE.0.max(took) * lost).min(until.left());
+                let pause = some_of(PAUSE.0.max(took.min(MOST_PAUSE)) * lost).min(until.left());
                 std::thread::sleep(pause);
                 lost = PAUSE.1.min(lost + 1);
                 now = now.filter(|_| pause.is_zero());
@@ -117,7 +127,7 @@ impl EtcdRegister {
 impl Change<'_> {
     /// Writes what has changed. Whether nobody was faster.
     fn write(&mut self, connection: &mut Connection, reading: &Reading, record: &Record) -> Result<Written, Failure> {
-        if *record == reading.seen {
+        if *record == reading.seen && !self.may_come {
             return Ok(Written::Nothing);
         }
         let life_of = |me: LevelId| reading.lives.get(&level(me)).copied();
@@ -159,8 +169,8 @@ impl Change<'_> {
             };
             if let Some(span) = span {
                 let lease = self.lease(me, span)?;
-                making.extend(lease.making);
-                success.push(api::put(&format!("{prefix}{}", level(me)), b"", Some(lease.id)));
+                making.extend(lease.making.clone());
+                success.push(api::put(&format!("{prefix}{}", level(me)), lease.span().as_bytes(), Some(lease.id)));
                 shown = Some((lease.id, Moment::now().after(span)));
             }
             if let Some(span) = new_min_hold(me, reading, record) {
@@ -199,7 +209,11 @@ impl Change<'_> {
         let swapped = answers.pop().ok_or(Failure::Garbage)?;
         // Without its lease the transaction was not done.
         for made in answers {
-            read::<Value>(made).map_err(Failure::before)?;
+            match read::<Value>(made) {
+                // It was made when all of this was asked for the first time, before a login.
+                Err(failure) if failure.refusal().is_some_and(api::Refusal::is_known_lease) => {}
+                made => drop(made.map_err(Failure::before)?),
+            }
         }
         match read::<api::Txn>(swapped) {
             Ok(txn) if txn.succeeded => Ok(Written::At(txn.header.revision)),
@@ -245,8 +259,10 @@ pub(super) fn is_full(failure: &Failure) -> bool {
 /// Signs of life that belong to nobody any more.
 fn farewells(prefix: &str, reading: &Reading, record: &Record) -> Vec<Value> {
     let left: Vec<String> = names(record).collect();
-    let gone = reading.lives.keys().filter(|name| !left.contains(name));
-    gone.map(|name| api::delete(&format!("{prefix}{name}"))).collect()
+    let is_gone = |name: &&String| !left.contains(*name);
+    let lives = reading.lives.keys().filter(is_gone).cloned();
+    let ends = reading.ends.keys().filter(is_gone).map(|name| format!("{name}{END}"));
+    lives.chain(ends).map(|name| api::delete(&format!("{prefix}{name}"))).collect()
 }
 
 /// Tells those whom a change concerns, by writing their sign of life anew.

@@ -35,12 +35,15 @@ pub(super) enum Said {
     Http(u16, String),
     /// Nothing at all, and it hung up. We do not speak TLS.
     HungUp,
+    /// Nothing of use, whichever member was asked: why, of each.
+    Nobody(Vec<String>),
 }
 
 impl Refusal {
-    /// Whether what showed who we are does not do so any more.
+    /// Whether what showed who we are does not do so any more, or nobody had to show that before.
     pub(super) fn is_unknown_token(&self) -> bool {
-        self.code == code::UNAUTHENTICATED || self.message.contains("revision of auth store is old")
+        let words = ["revision of auth store is old", "revision in header is old", "user name is empty"];
+        self.code == code::UNAUTHENTICATED || words.iter().any(|words| self.message.contains(words))
     }
 
     /// Whether nobody logs in there.
@@ -51,6 +54,11 @@ impl Refusal {
     /// Whether a lease has ended.
     pub(super) fn is_ended_lease(&self) -> bool {
         self.code == code::NOT_FOUND && self.message.contains("lease")
+    }
+
+    /// Whether a lease is there already. Nobody else makes one with the same number.
+    pub(super) fn is_known_lease(&self) -> bool {
+        self.code == code::PRECONDITION && self.message.contains("lease already exists")
     }
 
     /// Whether there is no room for anything new.
@@ -133,6 +141,14 @@ impl Meaning for Said {
         address.without_password(words)
     }
 
+    fn reworded(self, reword: &dyn Fn(String) -> String) -> Self {
+        match self {
+            Self::Refused(refusal) => Self::Refused(Refusal { message: reword(refusal.message), ..refusal }),
+            Self::Http(status, words) => Self::Http(status, reword(words)),
+            Self::Nobody(_) | Self::HungUp => self,
+        }
+    }
+
     fn is_definite(&self) -> bool {
         matches!(self, Self::Refused(refusal) if refusal.is_definite())
     }
@@ -140,7 +156,8 @@ impl Meaning for Said {
     fn may_be_the_server(&self) -> bool {
         match self {
             Self::Refused(refusal) => refusal.is_of_the_member(),
-            Self::Http(..) | Self::HungUp => true,
+            Self::Http(_, words) => !is_about_names(words),
+            Self::HungUp | Self::Nobody(_) => true,
         }
     }
 
@@ -154,6 +171,12 @@ impl Meaning for Said {
                 Trouble::Unreachable,
                 "it closed the connection; if it speaks TLS, its URL begins with 'etcds:'".into(),
             ),
+            Self::Http(_, words) if is_about_names(&words) => (
+                Trouble::Refused,
+                "its gateway takes no certificate of ours that has a name in it (CommonName): use one without, or none"
+                    .into(),
+            ),
+            Self::Nobody(why) => (Trouble::Unreachable, format!("none of its members can do it: {}", why.join("; "))),
             Self::Http(404, _) => (Trouble::Unfit, "it has no gateway of etcd 3.4 or later (HTTP 404)".into()),
             Self::Http(status, words) => {
                 let words = shown(words.trim_start());
@@ -162,6 +185,11 @@ impl Meaning for Said {
             }
         }
     }
+}
+
+/// Whether it is said that a certificate of ours names somebody, where there are users: these log in otherwise.
+fn is_about_names(words: &str) -> bool {
+    words.contains("CommonName of client")
 }
 
 /// What a refusal means, and its words.
@@ -173,12 +201,15 @@ fn meaning(refusal: &Refusal, address: &Address) -> (Trouble, String) {
             let prefix = &address.prefix;
             (
                 Trouble::Refused,
-                format!("it says '{said}'; a user reads and writes what begins with '{prefix}/': README has the rule"),
+                format!(
+                    "it says '{said}'; a user reads and writes what begins with '{prefix}/': 'dlock setup --print' \
+                         has the rule"
+                ),
             )
         }
         code::UNAUTHENTICATED => (Trouble::Refused, format!("it says '{said}'")),
         code::INVALID if is("user name is empty") => {
-            (Trouble::Refused, "it wants to know who we are: 'etcd://USER:PASSWORD@HOST'".into())
+            (Trouble::Refused, "it wants to know who we are: write 'USER:PASSWORD@' before its host".into())
         }
         code::INVALID | code::PRECONDITION if is("auth") => (Trouble::Refused, format!("it says '{said}'")),
         code::INVALID | code::EXHAUSTED if is("too large") || is("larger than max") => {

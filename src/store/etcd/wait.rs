@@ -1,24 +1,28 @@
 //! How one sleeps until a key's record may have changed in a way that matters: until one is told, and until an instant at
 //! which something may end.
 
+use std::thread;
 use std::time::Duration;
 
-use super::address::{end_of, level};
+use super::address::{END, LIVES, end_of, level};
 use super::api::{self, Event, Watched};
 use super::connection::{Connection, Watching};
 use super::look::Reading;
 use super::trouble::{Failure, no_more};
 use super::{EtcdRegister, lock};
 use crate::clock::Moment;
-use crate::model::{Key, LevelId, SIGN_OF_LIFE, Standing};
+use crate::model::{Key, SIGN_OF_LIFE, Standing};
 use crate::store::Watch;
-use crate::store::turn::{ACT, WATCHERS, limits, plan};
+use crate::store::turn::{ACT, LOOK, WATCHERS, limits, plan};
 
 /// Whoever was told nothing looks so often: what a member tells may be lost between here and there.
 const UNTOLD: Duration = Duration::from_secs(15);
 
 /// Whoever is not the next leaves it for so long to those ahead to see to what has ended.
 const AHEAD: Duration = Duration::from_millis(300);
+
+/// How long one who listens is left to it at least before he listens anew.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What was left behind so long ago has to be looked at again.
 const FRESH: Duration = Duration::from_millis(500);
@@ -33,6 +37,8 @@ enum Told {
     Look,
     /// It is time to act.
     Act,
+    /// Nothing more is told.
+    NoMore,
 }
 
 /// What is watched, and by whom it is told.
@@ -40,6 +46,7 @@ struct Ear {
     watching: Watching,
     /// Whether the ends of others count.
     others: bool,
+    since: Moment,
 }
 
 impl EtcdRegister {
@@ -108,21 +115,27 @@ impl EtcdRegister {
         if !is_good {
             *ear = Some(self.listen(connection, key, watch, reading, others, by)?);
         }
-        let Some(ear) = ear else { return Ok(false) };
+        let Some(heard_by) = ear else { return Ok(false) };
         // Those at the head see to what is overdue. Whoever finds that somebody was offered the key sees to that, too: they
         // may be frozen.
         let is_offered = reading.seen.queue.iter().any(|waiter| waiter.offered_at.is_some());
         let mut wake = plan.wake((now, heard), plan.watches || is_offered, Some(UNTOLD), until);
         let is_next = matches!(watch, Watch::Turn(me) if reading.seen.standing(*me) == Standing::Waiting(0));
         loop {
-            let told = match ear.watching.next(wake) {
+            let told = match heard_by.watching.next(wake) {
                 Ok(None) => return Ok(false),
                 Ok(Some(told)) => self.meaning(key, watch, is_next, &told)?,
-                // Whoever wants to hear more has to listen anew; what was missed is in the record.
-                Err(failure) if failure.is_stale() => Told::Look,
+                Err(failure) if failure.is_stale() => Told::NoMore,
                 Err(failure) => return Err(failure),
             };
             match told {
+                // Whoever wants to hear more has to listen anew; what was missed is in the record.
+                Told::NoMore => {
+                    // Where nobody may listen for long, it is not tried without a pause.
+                    thread::sleep(PAUSE.saturating_sub(Moment::now().since(heard_by.since)).min(wake.left()));
+                    *ear = None;
+                    return Ok(false);
+                }
                 Told::Nothing => {}
                 Told::LookSoon => wake = wake.min(Moment::now().after(AHEAD)),
                 Told::Look => return Ok(false),
@@ -143,37 +156,51 @@ impl EtcdRegister {
     ) -> Result<Ear, Failure> {
         let from = reading.revision + 1;
         let of = self.address.of(key);
-        let mut creations = match watch {
+        let record = self.address.record(key);
+        let creations = match watch {
+            // All that shows life, and the record if it is deleted: each change of it would be more than one has to hear.
+            Watch::Turn(_) if others => vec![
+                api::watch(&format!("{of}{}", LIVES.0), Some(&format!("{of}{}", LIVES.1)), from, false),
+                api::watch(&record, None, from, true),
+            ],
             Watch::Turn(me) | Watch::Hold(me) => {
                 vec![api::watch(&format!("{of}{}", level(*me)), None, from, false)]
             }
-            Watch::Ends(_) => vec![api::watch(&self.address.record(key), None, from, false)],
+            Watch::Ends(_) => {
+                vec![api::watch(&record, None, from, false), api::watch(&of, Some(&end_of(&of)), from, true)]
+            }
         };
-        if others {
-            creations.push(api::watch(&of, Some(&end_of(&of)), from, true));
-        }
         let own = Connection::open(&connection.server, &self.address, &self.tls, &self.login, by)?;
-        Ok(Ear { watching: own.watch(&creations, by)?, others })
+        Ok(Ear { watching: own.watch(&creations, by)?, others, since: Moment::now() })
     }
 
     fn meaning(&self, key: &Key, watch: &Watch, is_next: bool, told: &Watched) -> Result<Told, Failure> {
         if told.canceled {
             // What was to be told is compacted away, or the member has no leader any more.
             if told.compact_revision > 0 {
-                return Ok(Told::Look);
+                return Ok(Told::NoMore);
             }
             return Err(no_more(&told.cancel_reason));
         }
+        let of = self.address.of(key);
         let of_one = |event: &Event| {
-            let own = |me: LevelId| event.kv.key == format!("{}{}", self.address.of(key), level(me));
+            let name = event.kv.key.strip_prefix(&of).unwrap_or_default();
             match watch {
-                Watch::Turn(me) | Watch::Hold(me) if own(*me) => match &*event.kv.value {
+                Watch::Turn(me) | Watch::Hold(me) if name == level(*me) => match &*event.kv.value {
                     _ if event.is_end() => Told::Act,
                     ACT => Told::Act,
+                    LOOK => Told::Look,
                     // We wrote it.
-                    "" => Told::Nothing,
-                    _ => Told::Look,
+                    _ => Told::Nothing,
                 },
+                // Who shows his life may count on it for so long, and we let him.
+                Watch::Turn(_) if !event.is_end() => {
+                    if let Ok(seconds) = event.kv.value.parse() {
+                        self.saw(name, event.kv.mod_revision, Moment::now().after(Duration::from_secs(seconds)));
+                    }
+                    Told::Nothing
+                }
+                Watch::Turn(_) if name.ends_with(END) => Told::Nothing,
                 // Whoever is next takes what a holder leaves.
                 Watch::Turn(_) if is_next => Told::Act,
                 Watch::Turn(_) => Told::LookSoon,

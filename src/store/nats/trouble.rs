@@ -72,6 +72,15 @@ impl Meaning for Said {
         address.without_password(words)
     }
 
+    fn reworded(self, reword: &dyn Fn(String) -> String) -> Self {
+        match self {
+            Self::Words(words) => Self::Words(reword(words)),
+            Self::Refused(refusal) => Self::Refused(Refusal { description: reword(refusal.description), ..refusal }),
+            Self::Unprepared(why) => Self::Unprepared(reword(why)),
+            said => said,
+        }
+    }
+
     fn is_farewell(&self) -> bool {
         matches!(self, Self::Words(words) if is_farewell(words))
     }
@@ -133,7 +142,7 @@ fn said(words: &str) -> (Trouble, String) {
     let small = words.to_lowercase();
     let words = shown(words);
     if small.contains("permissions violation") {
-        return (Trouble::Refused, format!("it says '{words}'; what a user needs is in README"));
+        return (Trouble::Refused, format!("it says '{words}'; 'dlock setup --print' ends with what a user needs"));
     }
     let refused = ["authorization", "authentication", "user", "account", "tls required", "certificate"];
     if refused.iter().any(|word| small.contains(word)) {

@@ -101,6 +101,14 @@ impl Meaning for Said {
         address.without_password(words)
     }
 
+    fn reworded(self, reword: &dyn Fn(String) -> String) -> Self {
+        match self {
+            Self::Refused(refusal) => Self::Refused(Refusal { words: reword(refusal.words), ..refusal }),
+            Self::Unprepared(why) => Self::Unprepared(reword(why)),
+            said => said,
+        }
+    }
+
     fn is_farewell(&self) -> bool {
         // Told to end (admin_shutdown, idle_session_timeout), as the server says before it closes.
         matches!(self, Self::Refused(refusal) if ["57P01", "57P05"].contains(&&*refusal.code))

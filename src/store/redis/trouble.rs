@@ -88,7 +88,11 @@ impl Failure {
             }
             Self::Garbage => (Trouble::Unreachable, "what it answers is not the protocol of Redis".into()),
             Self::Tls(error) => tls::words(&error, "?ca=FILE", "?cert=FILE&key=FILE"),
-            Self::Server(error) => refusal(&error, matches!(address.servers, Servers::One(_))),
+            // Only what is not ours may repeat what is secret, and ours is not to be made unreadable by a short one.
+            Self::Server(error) => {
+                let (trouble, words) = refusal(&error, matches!(address.servers, Servers::One(_)));
+                (trouble, address.without_password(&words))
+            }
             Self::Settings(words) | Self::Odd(words) => (Trouble::Unfit, words),
             Self::Role(role) => (Trouble::Unreachable, format!("it is no master, but a {}", words_of(&role))),
             Self::Unconfirmed(has, wanted) => {
@@ -96,9 +100,9 @@ impl Failure {
                 (Trouble::Unreachable, format!("{has} of {wanted} {replicas} acknowledged what it gave us"))
             }
             Self::Elsewhere(roll) => roll.trouble(),
-            Self::Unknown(words) => (Trouble::Unreachable, words),
+            Self::Unknown(words) => (Trouble::Unreachable, address.without_password(&words)),
         };
-        let error = StoreError::new(trouble, format_args!("{name}: {}", address.without_password(&words)));
+        let error = StoreError::new(trouble, format_args!("{name}: {words}"));
         if before_anything { error.before_anything() } else { error }
     }
 }
