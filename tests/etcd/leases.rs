@@ -53,8 +53,9 @@ fn a_lease_that_is_revoked_just_after_it_was_renewed_or_the_key_changed_hands_is
         let third = store.waiting("k", &stubborn, &format!("{}; echo third", store.alone()));
         store.await_listening(&first);
         // Near the end of what was known of it before.
-        store.etcd().await_beat("k");
-        store.etcd().await_beat("k");
+        for _ in 0..4 {
+            store.etcd().await_beat("k");
+        }
         revoke();
         assert_eq!(second.read_line().as_deref(), Some("second"));
         revoke();

@@ -69,7 +69,8 @@ impl Change<'_> {
         let name = format!("{}{}", self.register.address.of(self.key), level(me));
         // Once it has ended, somebody may want to know when.
         let until = self.register.clock().after(span).micros().to_string();
-        let renewal = [api::put(&name, b"", Some(lease.id)), api::put(&format!("{name}{END}"), until.as_bytes(), None)];
+        let shown = api::put(&name, lease.span().as_bytes(), Some(lease.id));
+        let renewal = [shown, api::put(&format!("{name}{END}"), until.as_bytes(), None)];
         match self.swap(connection, lease.making, &api::is_at(&name, life.revision), &renewal) {
             Err(failure) if is_full(&failure) => Ok(Written::if_so(self.hold_on(connection, me, life, reading)?)),
             Ok(Written::At(revision)) => {
@@ -148,9 +149,12 @@ impl Change<'_> {
         let leaves = |me: &LevelId| {
             matches!(reading.seen.standing(*me), Standing::Waiting(_)) && record.standing(*me) == Standing::Gone
         };
-        let Some(life) = self.me.filter(leaves).and_then(|me| reading.lives.get(&level(me))) else { return Ok(false) };
-        end_lease(connection, life.lease, self.until)?;
-        Ok(true)
+        let Some(me) = self.me.filter(leaves) else { return Ok(false) };
+        let Some(life) = reading.lives.get(&level(me)) else { return Ok(false) };
+        let name = format!("{}{}", self.register.address.of(self.key), level(me));
+        // If the key was granted to us meanwhile, it shows our life anew.
+        let ended = self.swap(connection, None, &api::is_at(&name, life.revision), &[api::delete(&name)])?;
+        Ok(matches!(ended, Written::At(_)))
     }
 
     /// Ends the lease of a level that has gone. It would end by itself.

@@ -100,6 +100,7 @@ impl EtcdRegister {
                     }
                     // Whoever shows no life is not in the queue, whatever stands there: that takes no swap.
                     Written::Not(_) if course.has_left(&mut connection, &reading, &record)? => {
+                        course.clean_up(&mut connection, &reading, &record);
                         self.idle.keep(connection);
                         return Ok(answer);
                     }
