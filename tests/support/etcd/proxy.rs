@@ -122,14 +122,14 @@ pub(super) fn cut_off(lonely: &Server, servers: &[Server], proxies: &[Proxy]) {
         }
         let mut state = lock(&proxy.state);
         state.stranger = Some(lonely.pid());
-        state.strange = ports(lonely.pid()).collect();
+        state.strange = ports(lonely.pid(), proxy.host()).collect();
     }
 }
 
-/// The ports of a process's connections. No two of them, and of those of others, are the same to one proxy.
-fn ports(pid: Pid) -> impl Iterator<Item = u16> {
+/// The ports of a process's connections to this host. To others it, or somebody else, may have the same ones.
+fn ports(pid: Pid, host: &str) -> impl Iterator<Item = u16> {
     let port = |(local, _): (String, String)| local.rsplit(':').next().and_then(|port| port.parse().ok());
-    local_addresses(pid.as_raw()).into_iter().filter_map(port)
+    local_addresses(pid.as_raw()).into_iter().filter(move |(_, peer)| peer == host).filter_map(port)
 }
 
 impl State {
@@ -139,8 +139,8 @@ impl State {
     }
 
     /// Looks who made a connection, if that matters.
-    fn meet(&mut self, port: u16) {
-        let strange = self.stranger.is_some_and(|pid| ports(pid).any(|of_it| of_it == port));
+    fn meet(&mut self, host: &str, port: u16) {
+        let strange = self.stranger.is_some_and(|pid| ports(pid, host).any(|of_it| of_it == port));
         if strange {
             self.strange.insert(port);
         } else {
@@ -153,7 +153,8 @@ impl State {
 fn carry(Pair { client, server }: &Pair, state: &Arc<Mutex<State>>) {
     // From which the connection was made.
     let port = client.peer_addr().map_or(0, |from| from.port());
-    lock(state).meet(port);
+    let host = client.local_addr().map_or_else(|_| String::new(), |at| at.ip().to_string());
+    lock(state).meet(&host, port);
     let met = Arc::new(Mutex::new(None));
     let (shared, fate) = (Arc::clone(state), Arc::clone(&met));
     pass((client, server), move |said| {
