@@ -142,7 +142,7 @@ fn users_that_are_made_or_changed_while_a_key_is_held_cost_nobody_his_lock() {
         let server = signing(program, 60, &store);
         let locks = of(&server, "locks:t0p");
         // Nobody logs in yet.
-        let holder = locks.holding("k", &["--ttl", "4", "-k", "0.5"], "echo ready; sleep 9; exit 7");
+        let holder = locks.holding("k", &["--ttl", "10", "-k", "0.5"], "echo ready; sleep 11; exit 7");
         let waiter = locks.waiting("k", &["-w", "60"], "echo in");
         server.enable_auth("s3cret");
         set_up(&server);

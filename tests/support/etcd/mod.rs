@@ -78,7 +78,7 @@ impl Server {
 
     /// Starts one, and does not wait for it.
     fn launch(program: &'static str, host: &str, settings: &[&str]) -> Self {
-        let dir = tempfile::tempdir().expect("a directory for the server");
+        let dir = in_memory();
         let scheme = if settings.contains(&"--cert-file") { "https" } else { "http" };
         let client = format!("{scheme}://{host}:{PORT}");
         let peers = format!("http://{host}:{PEERS}");
@@ -191,6 +191,26 @@ impl Server {
 /// What a server is called in its cluster.
 fn name(host: &str) -> String {
     format!("e-{host}")
+}
+
+/// A directory in memory, if this machine has any: members wait for their disk before they answer, and a disk that others
+/// use, too, makes them lose their leader. Servers that all tests share leave theirs to the next process that makes one.
+fn in_memory() -> TempDir {
+    const MEMORY: &str = "/dev/shm";
+    const NAME: &str = "dlock-test-";
+    if !std::path::Path::new(MEMORY).is_dir() {
+        return tempfile::tempdir().expect("a directory for the server");
+    }
+    for entry in fs::read_dir(MEMORY).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.strip_prefix(NAME).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
+            // Another process may be about to do the same.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    let name = format!("{NAME}{}-", std::process::id());
+    tempfile::Builder::new().prefix(&name).tempdir_in(MEMORY).expect("a directory for the server")
 }
 
 fn spawn(program: &'static str, dir: &TempDir, settings: &[String]) -> Child {
