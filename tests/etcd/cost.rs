@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::etcd::client::all_under;
 use crate::support::etcd::proxy::Proxy;
-use crate::support::etcd::{ETCD, Server, all_are_asked_for};
+use crate::support::etcd::{ETCD, Server};
 use crate::support::journal::Journal;
 use crate::support::{Running, Store, command, has, wait_for};
 use crate::waiting::hand_over;
@@ -22,8 +22,9 @@ fn asked(host: &str) -> f64 {
 }
 
 #[test]
+#[ignore = "members want a machine with little else to do"]
 fn nobody_asks_while_nothing_changes() {
-    if !has(ETCD) || !all_are_asked_for() {
+    if !has(ETCD) {
         return;
     }
     let store = Store::on_own_etcd(Server::start(ETCD, &[]));

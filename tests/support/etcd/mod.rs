@@ -52,18 +52,13 @@ const TOPICS: [&str; 9] = [
     "waiting::who",
 ];
 
-/// Whether also those tests run for which a machine must have little else to do: a member that does not get its time
-/// is away, and these ask for what is so while others are away. With `DLOCK_TEST_ETCD=all`, or one of the words below.
-pub(crate) fn all_are_asked_for() -> bool {
-    std::env::var_os("DLOCK_TEST_ETCD").is_some()
-}
-
 /// Runs a test on a store's share of a server that all tests share: with `DLOCK_TEST_ETCD` set to `old`, `cluster` or
-/// `oldcluster` of the oldest one, or of three.
+/// `oldcluster` of the oldest one, or of three; with `all`, or one of these, in whatever topic it stands.
 pub(crate) fn on_a_share(test: fn(&Store)) {
     let which = std::env::var("DLOCK_TEST_ETCD").unwrap_or_default();
+    // As long as not all are asked for.
     let is_short = |name: &str| TOPICS.iter().any(|topic| name.starts_with(topic));
-    if !all_are_asked_for() && !std::thread::current().name().is_some_and(is_short) {
+    if which.is_empty() && !std::thread::current().name().is_some_and(is_short) {
         return;
     }
     let program = if which.starts_with("old") { ETCD_3_4 } else { ETCD };
