@@ -583,13 +583,17 @@ impl Running {
     }
 }
 
-/// Waits until `condition` holds.
+/// Waits until `condition` holds. What is dear to look at, such as what a process says, is looked at less often: all tests
+/// share the machine.
 #[track_caller]
 pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
+    let mut looked = start;
     while !condition() {
         assert!(start.elapsed() < PATIENCE, "waited in vain for: {what}");
-        std::thread::sleep(Duration::from_millis(2));
+        let pause = looked.elapsed() * 3;
+        std::thread::sleep(pause.clamp(Duration::from_millis(2), Duration::from_millis(60)));
+        looked = Instant::now();
     }
 }
 
