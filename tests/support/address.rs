@@ -10,8 +10,8 @@ pub(crate) fn new_host() -> String {
     static USED: AtomicUsize = AtomicUsize::new(1);
     let [.., high, low] = std::process::id().to_be_bytes();
     let number = USED.fetch_add(1, Ordering::Relaxed);
-    assert!(number < 250 * 4, "a process of tests has a thousand addresses");
-    format!("127.{}.{low}.{}", 4 * (high % 60) as usize + 4 + number / 250, number % 250 + 1)
+    assert!(number < 250 * 8, "a process of tests has two thousand addresses");
+    format!("127.{}.{low}.{}", 8 * (high % 30) as usize + 8 + number / 250, number % 250 + 1)
 }
 
 /// The number of a prefix that no other test uses.
