@@ -67,9 +67,15 @@ fn a_counter_under_the_lock_is_exact_and_the_fences_rise_in_its_order(store: &St
 fn slots_let_that_many_in_and_never_more(store: &Store) {
     const SLOTS: usize = 3;
     let journal = Journal::new(store);
+    // The first ones wait for each other inside, however late one of them is.
+    let path = store.path("journal");
+    let body = format!(
+        "timeout 60 sh -c \"until [ \\$(grep -c enter '{}') -ge {SLOTS} ]; do sleep 0.02; done\"; sleep 0.03",
+        path.display()
+    );
     together(12, |process| {
         for time in 0..8 {
-            let script = journal.visit(&format!("{process}.{time}"), "sleep 0.03");
+            let script = journal.visit(&format!("{process}.{time}"), &body);
             locked(store, "k", &["--slots", "3"], &script).is(0, "", "");
         }
     });

@@ -35,7 +35,7 @@ pub(crate) fn counts_exactly(mut store: Store, trouble: &dyn Fn(&mut Store)) {
                 let mut done = 0;
                 while !over.load(Ordering::Relaxed) {
                     let script = journal.visit(&format!("{process}.{done}"), body);
-                    let args = ["run", "k", "--ttl", "6", "--store-timeout", "30", "--", "sh", "-c", &script];
+                    let args = ["run", "k", "--ttl", "6", "--store-timeout", "60", "--", "sh", "-c", &script];
                     let mut run = its.dlock(&args);
                     // That it cannot be given back is no failure: then it ends by itself.
                     let ran = super::finish(run.env("DLOCK_STORE", url).current_dir(dir));
