@@ -8,7 +8,7 @@ use crate::support::etcd::client::all_under;
 use crate::support::etcd::proxy::Proxy;
 use crate::support::etcd::{ETCD, Server};
 use crate::support::journal::Journal;
-use crate::support::{Running, Store, command, has, wait_for};
+use crate::support::{Running, Store, command, crowd, has, wait_for};
 use crate::waiting::hand_over;
 
 /// How many requests a server has got, but for what watches.
@@ -22,8 +22,8 @@ fn asked(host: &str) -> f64 {
 }
 
 #[test]
-#[ignore = "members want a machine with little else to do"]
 fn nobody_asks_while_nothing_changes() {
+    crowd::enter_alone();
     if !has(ETCD) {
         return;
     }

@@ -8,7 +8,7 @@ use crate::support::etcd::proxy::Proxy;
 use crate::support::etcd::{self, Cluster, ETCD, Server, on_both};
 use crate::support::journal::Journal;
 use crate::support::load::counts_exactly;
-use crate::support::{Store, has, wait_for};
+use crate::support::{Store, crowd, has, wait_for};
 
 #[test]
 fn a_restart_costs_nobody_the_key_or_his_place_and_fences_rise() {
@@ -38,8 +38,8 @@ fn a_restart_costs_nobody_the_key_or_his_place_and_fences_rise() {
 }
 
 #[test]
-#[ignore = "members want a machine with little else to do"]
 fn a_server_that_is_frozen_for_longer_than_a_lease_ends_the_command_before_it() {
+    crowd::enter_alone();
     on_both(|program| {
         let store = Store::on_own_etcd(Server::start(program, &[]));
         let tree = store.holding_tree(&["--ttl", "3", "-k", "0.5"]);
@@ -96,8 +96,8 @@ fn a_leader_that_is_frozen_and_wakes_grants_nothing_beside_its_successor() {
 }
 
 #[test]
-#[ignore = "members want a machine with little else to do"]
 fn a_leader_that_is_cut_off_from_the_others_grants_nothing_beside_its_successor() {
+    crowd::enter_alone();
     on_both(|program| {
         let (cluster, proxies) = Cluster::start_apart(program);
         counts_exactly(Store::on_own_etcd_cluster(cluster), &|store| {
@@ -118,8 +118,8 @@ fn at(host: &str) -> Store {
 }
 
 #[test]
-#[ignore = "members want a machine with little else to do"]
 fn who_holds_by_a_member_that_is_cut_off_is_stopped_before_the_next_one_starts() {
+    crowd::enter_alone();
     on_both(|program| {
         let (cluster, proxies) = Cluster::start_apart(program);
         let mut store = Store::on_own_etcd_cluster(cluster);
@@ -142,8 +142,8 @@ fn who_holds_by_a_member_that_is_cut_off_is_stopped_before_the_next_one_starts()
 }
 
 #[test]
-#[ignore = "members want a machine with little else to do"]
 fn who_can_ask_another_member_keeps_the_key_when_his_is_cut_off() {
+    crowd::enter_alone();
     if has(ETCD) {
         let (cluster, proxies) = Cluster::start_apart(ETCD);
         let mut store = Store::on_own_etcd_cluster(cluster);

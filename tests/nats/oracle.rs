@@ -5,13 +5,13 @@ use serde_json::json;
 use super::ledger;
 use crate::law::differential::agree;
 use crate::support::nats::{NATS, NATS_2_9, shared_cluster};
-use crate::support::{Store, has};
+use crate::support::{Store, has, wait_for};
 
 fn a_bucket_agrees_with_the_model(store: &Store, cases: u32) {
     let bucket = ledger(store.url());
     store.run(&["setup"]).is(0, "", "");
     let purge = format!("STREAM.PURGE.{}", store.bucket().stream());
-    let forget = || assert_eq!(store.bucket().client().api(&purge, &json!({}))["success"], true);
+    let forget = || wait_for("nothing in it", || store.bucket().client().api(&purge, &json!({}))["success"] == true);
     agree(&bucket, &|now| bucket.register().set_clock(Some(now)), &forget, cases);
 }
 

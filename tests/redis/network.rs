@@ -89,8 +89,9 @@ fn a_grant_that_comes_when_its_lease_has_ended_starts_nothing() {
     on_both(|near| {
         let (proxy, far) = behind(near);
         let journal = Journal::new(near);
-        proxy.next("acquire", Fate::Late(Duration::from_millis(700)));
-        let late = ["run", "-w", "40", "k", "--ttl", "0.5", "--", "sh", "-c", &journal.stay("late")];
+        // Long enough for another one to come, get the key at the end of the lease, and have it.
+        proxy.next("acquire", Fate::Late(Duration::from_millis(2500)));
+        let late = ["run", "-w", "40", "k", "--ttl", "1", "--", "sh", "-c", &journal.stay("late")];
         let mut late = Running::start(&mut far.dlock(&late));
         wait_for("the grant", || near.status("k")["held"] == true);
         let other =
@@ -248,7 +249,7 @@ fn a_waiter_that_was_frozen_while_its_grant_came_does_not_run_on_a_lease_that_ha
         let holder = near.hold("k");
         let mut frozen = far.waiting("k", &["-w", "40", "--ttl", "1"], &journal.stay("frozen"));
         let pid = frozen.pid().as_raw();
-        proxy.next("acquire", Fate::Late(Duration::from_millis(300)));
+        proxy.next("acquire", Fate::Late(Duration::from_millis(1500)));
         holder.finish().is(0, "", "");
         wait_for("the grant", || near.status("k")["holders"][0]["pid"] == pid);
         frozen.signal(SIGSTOP);

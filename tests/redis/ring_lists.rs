@@ -379,7 +379,7 @@ fn no_key_is_given_out_by_two_lists_however_many_install_theirs_at_once() {
             given.len() > 3 && given.values().sum::<usize>() > 60 && installed.load(Ordering::Relaxed) > 15
         };
         // A thread that panics is heard of when all have ended.
-        while span() < 15 && (!enough() || span() < 2) {
+        while span() < 60 && (!enough() || span() < 2) {
             thread::sleep(Duration::from_millis(10));
         }
         over.store(true, Ordering::Relaxed);

@@ -31,14 +31,13 @@ pub(crate) fn counts_exactly(mut store: Store, trouble: &dyn Fn(&mut Store)) {
         let count = |process: usize| {
             let (over, url, dir, journal, body) = (&over, &url, &dir, &journal, &body);
             move || {
-                let its = Store::new();
                 let mut done = 0;
                 while !over.load(Ordering::Relaxed) {
                     let script = journal.visit(&format!("{process}.{done}"), body);
                     let args = ["run", "k", "--ttl", "6", "--store-timeout", "60", "--", "sh", "-c", &script];
-                    let mut run = its.dlock(&args);
+                    let mut run = super::command(super::DLOCK);
                     // That it cannot be given back is no failure: then it ends by itself.
-                    let ran = super::finish(run.env("DLOCK_STORE", url).current_dir(dir));
+                    let ran = super::finish(run.args(args).env("DLOCK_STORE", url).current_dir(dir));
                     assert!(ran.status.success(), "{ran:#?}");
                     done += 1;
                 }

@@ -7,6 +7,7 @@ pub(crate) mod address;
 pub(crate) mod ask;
 #[cfg(any(feature = "etcd", feature = "nats", feature = "postgres", feature = "redis"))]
 pub(crate) mod certificates;
+pub(crate) mod crowd;
 #[cfg(feature = "etcd")]
 pub(crate) mod etcd;
 #[cfg(any(feature = "etcd", feature = "redis"))]
@@ -53,8 +54,11 @@ use tempfile::TempDir;
 /// Nothing that a test waits for takes so long, unless it never comes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The binary under test.
-pub(crate) const DLOCK: &str = env!("CARGO_BIN_EXE_dlock");
+/// The binary under test: what was built with the tests, or another one that was named to the compiler.
+pub(crate) const DLOCK: &str = match option_env!("DLOCK_UNDER_TEST") {
+    Some(path) => path,
+    None => env!("CARGO_BIN_EXE_dlock"),
+};
 
 /// A store of a test's own: a lock directory, or a server that dies with the test.
 pub(crate) struct Store {
@@ -212,6 +216,7 @@ pub(crate) struct Running {
 impl Store {
     /// A lock directory.
     pub(crate) fn new() -> Self {
+        crowd::enter();
         let dir = tempfile::tempdir().expect("a directory for the test");
         let url = format!("file:{}", dir.path().join("locks").display());
         Self {

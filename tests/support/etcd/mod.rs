@@ -39,28 +39,10 @@ pub(crate) struct Server {
     child: Child,
 }
 
-/// Topics of the contract that run where not all are asked for: what depends most on how a store keeps its leases.
-const TOPICS: [&str; 9] = [
-    "acquire::",
-    "contention::a_counter",
-    "contention::slots",
-    "crash::",
-    "history::",
-    "reentry::",
-    "unlock::",
-    "snapshots::",
-    "waiting::who",
-];
-
 /// Runs a test on a store's share of a server that all tests share: with `DLOCK_TEST_ETCD` set to `old`, `cluster` or
-/// `oldcluster` of the oldest one, or of three; with `all`, or one of these, in whatever topic it stands.
+/// `oldcluster` of the oldest one, or of three.
 pub(crate) fn on_a_share(test: fn(&Store)) {
     let which = std::env::var("DLOCK_TEST_ETCD").unwrap_or_default();
-    // As long as not all are asked for.
-    let is_short = |name: &str| TOPICS.iter().any(|topic| name.starts_with(topic));
-    if which.is_empty() && !std::thread::current().name().is_some_and(is_short) {
-        return;
-    }
     let program = if which.starts_with("old") { ETCD_3_4 } else { ETCD };
     if !has(program) {
         return;
