@@ -46,6 +46,14 @@ impl Stream {
     }
 }
 
+#[cfg(any(feature = "etcd", feature = "nats", feature = "postgres"))]
+impl Stream {
+    /// Whether others could read what is said, too.
+    pub(super) fn can_be_read(&mut self) -> bool {
+        matches!(self, Self::Plain(_)) && self.is_from_outside()
+    }
+}
+
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
@@ -67,6 +75,58 @@ impl Write for Stream {
         match self {
             Self::Plain(wire) => wire.flush(),
             Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
+/// A stream, and what was read of it and not used yet.
+#[cfg(any(feature = "etcd", feature = "nats"))]
+pub(super) struct Buffered {
+    pub(super) stream: Stream,
+    bytes: Vec<u8>,
+    used: usize,
+}
+
+#[cfg(any(feature = "etcd", feature = "nats"))]
+impl Buffered {
+    pub(super) fn over(stream: Stream) -> Self {
+        Self { stream, bytes: Vec::new(), used: 0 }
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8], until: Moment) -> io::Result<()> {
+        self.stream.wire().until = until;
+        self.stream.write_all(bytes)?;
+        self.stream.flush()
+    }
+
+    pub(super) fn unused(&self) -> &[u8] {
+        &self.bytes[self.used..]
+    }
+
+    /// Takes so many bytes as used.
+    pub(super) fn advance(&mut self, length: usize) {
+        self.used += length;
+    }
+
+    /// Reads until so many are unused.
+    pub(super) fn fill_to(&mut self, length: usize, until: Moment) -> io::Result<()> {
+        while self.unused().len() < length {
+            self.fill(until)?;
+        }
+        Ok(())
+    }
+
+    /// Reads some more.
+    pub(super) fn fill(&mut self, until: Moment) -> io::Result<()> {
+        self.bytes.drain(..std::mem::take(&mut self.used));
+        let mut bytes = [0; 16384];
+        self.stream.wire().until = until;
+        match self.stream.read(&mut bytes)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            read => {
+                self.bytes.extend_from_slice(&bytes[..read]);
+                Ok(())
+            }
         }
     }
 }

@@ -1,6 +1,9 @@
 //! What the doctor says of etcd. Each finding is that of members which were made so.
 
+use serde_json::json;
+
 use crate::doctor::read;
+use crate::support::etcd::client::{ask, put_often};
 use crate::support::etcd::{Cluster, ETCD, Server, on_both, shared_cluster};
 use crate::support::{Store, has, wait_for};
 
@@ -76,4 +79,20 @@ fn hosts_of_two_clusters_are_no_store() {
     let holder = store.holding("k", &["--ttl", "3"], "echo ready; exec sleep 60");
     drop(one);
     holder.finish().says(76, &["different clusters", "stopping the command"]);
+}
+
+#[test]
+fn that_nothing_was_ever_compacted_is_told_once_there_is_much_of_it() {
+    const WORDS: &str = "changes that there ever were";
+    if !has(ETCD) {
+        return;
+    }
+    let server = Server::start(ETCD, &["--unsafe-no-fsync"]);
+    let store = Store::new().at_url(&server.url());
+    assert!(!doctor(&store).0.contains(WORDS));
+    put_often(&server.host, 10_000);
+    let (findings, _) = doctor(&store);
+    assert!(findings.contains(WORDS) && findings.contains("--auto-compaction-retention"), "{findings}");
+    ask(&server.host, "kv/compaction", &json!({ "revision": 9_000 }));
+    assert!(!doctor(&store).0.contains(WORDS));
 }

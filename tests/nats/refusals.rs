@@ -1,9 +1,13 @@
 //! What a server refuses, and what is not as it must be: the right code and a clear line.
 
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
 use std::thread;
 
 use serde_json::json;
 
+use crate::support::address::new_host;
 use crate::support::nats::{NATS, Server, on_both};
 use crate::support::{Store, has};
 
@@ -27,19 +31,35 @@ fn a_server_that_cannot_be_used_is_told_with_the_right_code() {
     run(&format!("{url}&creds=/nowhere")).says(78, &["cannot read '/nowhere'"]);
     run(&format!("{url}&domain=nowhere")).says(69, &["nobody answers for domain 'nowhere'"]);
     // What is no such server at all.
-    let other = std::net::TcpListener::bind((&*crate::support::address::new_host(), 6390)).expect("an address");
+    let other = TcpListener::bind((&*new_host(), 6390)).expect("an address");
     let address = other.local_addr().expect("it has one");
     thread::scope(|scope| {
         scope.spawn(|| {
-            use std::io::Write as _;
             for mut client in other.incoming().flatten().take(2) {
                 let _ = client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
             }
         });
         run(&format!("nats://{address}")).says(69, &["is not the protocol of NATS"]);
-        let _ = std::net::TcpStream::connect(address);
-        let _ = std::net::TcpStream::connect(address);
+        let _ = TcpStream::connect(address);
+        let _ = TcpStream::connect(address);
     });
+}
+
+#[test]
+fn what_somebody_on_the_way_says_before_tls_is_not_taken_for_the_servers_word() {
+    let server = TcpListener::bind((&*new_host(), 6390)).expect("an address");
+    let url = format!("nats+tls://{}", server.local_addr().expect("it has one"));
+    let greeting = json!({ "version": "2.15.0", "headers": true, "jetstream": true, "tls_required": true });
+    let (hear, heard) = mpsc::channel();
+    thread::spawn(move || {
+        for mut client in server.incoming().flatten() {
+            let _ = client.write_all(format!("INFO {greeting}\r\nPONG\r\nPONG\r\n").as_bytes());
+            let _ = hear.send(client.read(&mut [0]).unwrap_or_default());
+        }
+    });
+    let args = ["-S", &url, "--store-timeout", "100ms", "run", "k", "--", "echo", "started"];
+    Store::new().run(&args).says(69, &["is not the protocol of NATS"]);
+    assert_eq!(heard.recv(), Ok(0), "it is left without a word");
 }
 
 #[test]

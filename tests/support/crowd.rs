@@ -47,6 +47,7 @@ pub(crate) fn enter() {
 }
 
 /// Waits until no other test runs, and keeps all others out until this one ends.
+#[cfg(feature = "etcd")]
 pub(crate) fn enter_alone() {
     GUEST.set(None);
     let door = door();

@@ -1,7 +1,7 @@
 //! A connection to a member: HTTP/1.1 to its JSON gateway. Each exchange has an end in time, whatever the other side does.
 //! One that gave no answer in time is not used again.
 
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use serde::de::DeserializeOwned;
@@ -15,7 +15,7 @@ use crate::store::idle::Connected;
 use crate::store::lock;
 use crate::store::socket::Endpoint;
 use crate::store::tls::{self, TlsConfig};
-use crate::store::wire::{Stream, Wire};
+use crate::store::wire::{Buffered, Stream, Wire};
 
 /// How long the head of an answer may be, and how many lines it may have.
 const HEAD: (usize, usize) = (64 << 10, 100);
@@ -48,11 +48,8 @@ impl Login {
 pub(super) struct Connection {
     /// To whom.
     pub(super) server: Endpoint,
-    stream: Stream,
+    buffered: Buffered,
     login: Arc<Login>,
-    /// What was read, and how much of it was used.
-    buffer: Vec<u8>,
-    used: usize,
     /// Whether an answer is due, or the end of it all.
     broken: bool,
     /// When the last answer was given, by the clock over there.
@@ -97,7 +94,7 @@ impl Connection {
             _ => Stream::Plain(socket),
         };
         let login = Arc::clone(login);
-        Ok(Self { server: server.clone(), stream, login, buffer: Vec::new(), used: 0, broken: false, date: None })
+        Ok(Self { server: server.clone(), buffered: Buffered::over(stream), login, broken: false, date: None })
     }
 
     /// Asks for something, and reads what is answered.
@@ -161,12 +158,12 @@ impl Connection {
             bytes.extend(self.written(request.path, request.body.to_string().as_bytes(), token));
         }
         // An answer to nothing would be taken for the next one.
-        if self.used != self.buffer.len() {
+        if !self.buffered.unused().is_empty() {
             return Err(Failure::Garbage);
         }
         self.broken = true;
         // Whoever speaks TLS there, and hears none, has nothing to say.
-        let is_first = self.date.is_none() && matches!(self.stream, Stream::Plain(_));
+        let is_first = self.date.is_none() && matches!(self.buffered.stream, Stream::Plain(_));
         let first = |failure: Failure| if is_first { failure.at_first() } else { failure };
         self.write(&bytes, until).map_err(first)?;
         let mut answers = Vec::with_capacity(requests.len());
@@ -221,28 +218,27 @@ impl Connection {
 
     /// Whether a stranger on the way could read what is said.
     pub(super) fn can_be_read(&mut self) -> bool {
-        self.stream.is_from_outside() && !matches!(self.stream, Stream::Tls(_))
+        self.buffered.stream.can_be_read()
     }
 
     fn write(&mut self, bytes: &[u8], until: Moment) -> Result<(), Failure> {
-        self.stream.wire().until = until;
-        Ok(self.stream.write_all(bytes).and_then(|()| self.stream.flush())?)
+        Ok(self.buffered.write(bytes, until)?)
     }
 
     fn head(&mut self, until: Moment) -> Result<Head, Failure> {
         loop {
             let mut lines = [httparse::EMPTY_HEADER; HEAD.1];
             let mut response = httparse::Response::new(&mut lines);
-            let unused = &self.buffer[self.used..];
+            let unused = self.buffered.unused();
             match response.parse(unused) {
                 Ok(httparse::Status::Complete(length)) => {
                     let body = body_of(response.headers)?;
                     let date = value_of(response.headers, "date");
                     let status = response.code.unwrap_or_default();
-                    self.used += length;
+                    self.buffered.advance(length);
                     return Ok(Head { status, body, date });
                 }
-                Ok(httparse::Status::Partial) if unused.len() < HEAD.0 => self.fill(until)?,
+                Ok(httparse::Status::Partial) if unused.len() < HEAD.0 => self.buffered.fill(until)?,
                 _ => return Err(Failure::Garbage),
             }
         }
@@ -257,12 +253,12 @@ impl Connection {
             }
             Body::Chunked => while self.chunk(&mut all, until)? {},
             Body::Open => loop {
-                let left = self.buffer.len() - self.used;
+                let left = self.buffered.unused().len();
                 self.take(left, &mut all);
                 if all.len() > LARGEST {
                     return Err(Failure::Garbage);
                 }
-                match self.fill(until) {
+                match self.buffered.fill(until).map_err(Failure::from) {
                     Err(failure) if failure.is_end() => break,
                     filled => filled?,
                 }
@@ -275,16 +271,17 @@ impl Connection {
     fn chunk(&mut self, all: &mut Vec<u8>, until: Moment) -> Result<bool, Failure> {
         // Nothing of it is used before all is there: whoever has no more time goes on here.
         let (start, length) = loop {
-            match httparse::parse_chunk_size(&self.buffer[self.used..]) {
+            let unused = self.buffered.unused();
+            match httparse::parse_chunk_size(unused) {
                 Ok(httparse::Status::Complete((start, length))) => {
                     break (start, usize::try_from(length).map_err(|_| Failure::Garbage)?);
                 }
-                Ok(httparse::Status::Partial) => self.fill(until)?,
-                Err(_) => return Err(Failure::Garbage),
+                Ok(httparse::Status::Partial) if unused.len() < HEAD.0 => self.buffered.fill(until)?,
+                _ => return Err(Failure::Garbage),
             }
         };
         if length == 0 {
-            self.used += start;
+            self.buffered.advance(start);
             self.trailer(until)?;
             return Ok(false);
         }
@@ -293,64 +290,47 @@ impl Connection {
         }
         // And the end of the line.
         self.fill_to(start + length + 2, until)?;
-        self.used += start;
+        self.buffered.advance(start);
         self.take(length, all);
-        self.used += 2;
+        self.buffered.advance(2);
         Ok(true)
     }
 
     /// Lines behind the last part of an answer, of which the last one is empty.
     fn trailer(&mut self, until: Moment) -> Result<(), Failure> {
         loop {
-            let unused = &self.buffer[self.used..];
+            let unused = self.buffered.unused();
             if let Some(end) = unused.windows(2).position(|pair| pair == b"\r\n") {
-                self.used += end + 2;
+                self.buffered.advance(end + 2);
                 if end == 0 {
                     return Ok(());
                 }
             } else if unused.len() > HEAD.0 {
                 return Err(Failure::Garbage);
             } else {
-                self.fill(until)?;
+                self.buffered.fill(until)?;
             }
         }
     }
 
     fn take(&mut self, length: usize, into: &mut Vec<u8>) {
-        into.extend_from_slice(&self.buffer[self.used..self.used + length]);
-        self.used += length;
+        into.extend_from_slice(&self.buffered.unused()[..length]);
+        self.buffered.advance(length);
     }
 
     fn fill_to(&mut self, length: usize, until: Moment) -> Result<(), Failure> {
         if length > LARGEST {
             return Err(Failure::Garbage);
         }
-        while self.buffer.len() - self.used < length {
-            self.fill(until)?;
-        }
-        Ok(())
-    }
-
-    fn fill(&mut self, until: Moment) -> Result<(), Failure> {
-        if self.used > 0 {
-            self.buffer.drain(..self.used);
-            self.used = 0;
-        }
-        let mut bytes = [0; 16384];
-        self.stream.wire().until = until;
-        match self.stream.read(&mut bytes)? {
-            0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-            read => {
-                self.buffer.extend_from_slice(&bytes[..read]);
-                Ok(())
-            }
-        }
+        Ok(self.buffered.fill_to(length, until)?)
     }
 }
 
 impl Connected for Connection {
     fn is_usable(&mut self) -> bool {
-        !self.broken && self.used == self.buffer.len() && !self.stream.wire().is_readable(std::time::Duration::ZERO)
+        !self.broken
+            && self.buffered.unused().is_empty()
+            && !self.buffered.stream.wire().is_readable(std::time::Duration::ZERO)
     }
 }
 
@@ -442,7 +422,7 @@ mod tests {
     use socket2::Socket;
 
     use super::super::api::Watched;
-    use super::{Address, Connection, Endpoint, Login, Stream, Watching, Wire};
+    use super::{Address, Buffered, Connection, Endpoint, Login, Stream, Watching, Wire};
     use crate::clock::Moment;
 
     fn soon() -> Moment {
@@ -455,10 +435,8 @@ mod tests {
         let address = Address::parse("etcd://h", Path::new("/")).expect("a URL");
         let connection = Connection {
             server: Endpoint::Tcp("h".into(), 1),
-            stream: Stream::Plain(Wire::over(Socket::from(here), soon())),
+            buffered: Buffered::over(Stream::Plain(Wire::over(Socket::from(here), soon()))),
             login: Arc::new(Login::new(&address)),
-            buffer: Vec::new(),
-            used: 0,
             broken: false,
             date: None,
         };

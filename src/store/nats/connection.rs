@@ -2,7 +2,7 @@
 //! has an end in time, whatever the other side does. One that gave no answer in time is not used again.
 
 use std::collections::VecDeque;
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -14,7 +14,7 @@ use crate::clock::Moment;
 use crate::store::idle::Connected;
 use crate::store::socket::Endpoint;
 use crate::store::tls::TlsConfig;
-use crate::store::wire::Stream;
+use crate::store::wire::{Buffered, Stream};
 
 /// How long a line of the protocol may be: what a server says of itself names all servers of its cluster.
 const LONGEST_LINE: usize = 1 << 20;
@@ -33,10 +33,7 @@ const NOTES: &str = "2";
 pub(super) struct Connection {
     /// To whom.
     pub(super) server: Endpoint,
-    pub(super) stream: Stream,
-    /// What was read, and how much of it was used.
-    buffer: Vec<u8>,
-    used: usize,
+    pub(super) buffered: Buffered,
     /// What the server said of itself.
     pub(super) info: Info,
     /// What replies to us begin with.
@@ -111,9 +108,7 @@ impl Connection {
     pub(super) fn over(server: &Endpoint, stream: Stream, inbox: String) -> Self {
         Self {
             server: server.clone(),
-            stream,
-            buffer: Vec::new(),
-            used: 0,
+            buffered: Buffered::over(stream),
             info: Info::default(),
             inbox,
             asked: 0,
@@ -264,8 +259,7 @@ impl Connection {
     }
 
     pub(super) fn write(&mut self, bytes: &[u8], until: Moment) -> Result<(), Failure> {
-        self.stream.wire().until = until;
-        Ok(self.stream.write_all(bytes).and_then(|()| self.stream.flush())?)
+        Ok(self.buffered.write(bytes, until)?)
     }
 
     /// The next thing that the server sends besides its own questions, which are answered.
@@ -299,51 +293,28 @@ impl Connection {
         let all = number(1)?;
         let head = if headed { number(2)? } else { 0 };
         let ([subject, sid, _, ..], true) = (&words[..], head <= all) else { return Err(Failure::Garbage) };
-        self.fill_to(all + 2, until)?;
-        let bytes = &self.buffer[self.used..self.used + all];
+        self.buffered.fill_to(all + 2, until).inspect_err(|_| self.broken = true)?;
+        let bytes = &self.buffered.unused()[..all];
         let headers = String::from_utf8_lossy(&bytes[..head]).into_owned();
         let payload = bytes[head..].to_vec();
-        self.used += all + 2;
+        self.buffered.advance(all + 2);
         Ok(Received::Message { subject: (*subject).to_owned(), sid: (*sid).to_owned(), headers, payload })
     }
 
     fn line(&mut self, until: Moment) -> Result<String, Failure> {
         let mut looked = 0;
         loop {
-            let unused = &self.buffer[self.used..];
+            let unused = self.buffered.unused();
             if let Some(end) = unused[looked..].iter().position(|byte| *byte == b'\n') {
                 let line = String::from_utf8_lossy(&unused[..looked + end]).trim_end().to_owned();
-                self.used += looked + end + 1;
+                self.buffered.advance(looked + end + 1);
                 return Ok(line);
             }
             looked = unused.len();
             if looked > LONGEST_LINE {
                 return Err(Failure::Garbage);
             }
-            self.fill(until)?;
-        }
-    }
-
-    fn fill_to(&mut self, length: usize, until: Moment) -> Result<(), Failure> {
-        while self.buffer.len() - self.used < length {
-            self.fill(until).inspect_err(|_| self.broken = true)?;
-        }
-        Ok(())
-    }
-
-    fn fill(&mut self, until: Moment) -> Result<(), Failure> {
-        if self.used > 0 {
-            self.buffer.drain(..self.used);
-            self.used = 0;
-        }
-        let mut bytes = [0; 16384];
-        self.stream.wire().until = until;
-        match self.stream.read(&mut bytes)? {
-            0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-            read => {
-                self.buffer.extend_from_slice(&bytes[..read]);
-                Ok(())
-            }
+            self.buffered.fill(until)?;
         }
     }
 }
@@ -351,7 +322,7 @@ impl Connection {
 impl Connected for Connection {
     fn is_usable(&mut self) -> bool {
         let mut kept = std::mem::take(&mut self.heard);
-        while !self.broken && self.stream.wire().is_readable(Duration::ZERO) {
+        while !self.broken && self.buffered.stream.wire().is_readable(Duration::ZERO) {
             match self.next_note(Moment::now()) {
                 Ok(Some(note)) => kept.push_back(note),
                 Ok(None) => {}

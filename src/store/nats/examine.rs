@@ -13,7 +13,7 @@ use super::{Failure, NatsRegister};
 use crate::clock::Moment;
 use crate::model::Stamp;
 use crate::store::socket::Endpoint;
-use crate::store::wire::{Stream, Wire};
+use crate::store::wire::Wire;
 use crate::store::{Examination, Finding};
 
 /// The oldest version that dlock is made for, and the newest that it was tested with.
@@ -76,7 +76,7 @@ impl NatsRegister {
             bucket: bucket.name.clone(),
             stream: bucket::judge(&replies[0], &self.address)?,
             sync_interval: sync_interval(&connection.server),
-            is_open: connection.stream.is_from_outside() && !matches!(connection.stream, Stream::Tls(_)),
+            is_open: connection.buffered.stream.can_be_read(),
         })
     }
 

@@ -13,7 +13,7 @@ use super::trouble::{Failure, Said};
 use crate::clock::Moment;
 use crate::store::socket::Endpoint;
 use crate::store::tls::{self, TlsConfig};
-use crate::store::wire::{Stream, Wire};
+use crate::store::wire::{Buffered, Stream, Wire};
 
 /// Connects to a server, and logs in.
 pub(super) fn connect(
@@ -52,7 +52,12 @@ pub(super) fn connect(
         if !info.tls_required && !info.tls_available {
             return Err(Failure::NoTls);
         }
-        connection.stream = secured(connection.stream, server, address, config)?;
+        // What somebody on the way has put behind the greeting would be taken for what is said inside.
+        if !connection.buffered.unused().is_empty() {
+            return Err(Failure::Garbage);
+        }
+        let stream = secured(connection.buffered.stream, server, address, config)?;
+        connection.buffered = Buffered::over(stream);
     }
     let words = Value::Object(introduction(address, info.nonce.as_deref())?).to_string();
     connection.begin(&words, until)?;

@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::PostgresRegister;
 use super::connection::{Connection, plain, with};
 use super::trouble::Failure;
-use crate::store::wire::Stream;
 use crate::store::{Examination, Finding};
 
 /// The oldest version that dlock is made for, and the newest that it was tested with.
@@ -97,7 +96,7 @@ impl PostgresRegister {
             standbys: number(1),
             clients: number(2),
             is_deaf: self.is_deaf(),
-            is_open: connection.stream.is_from_outside() && !matches!(connection.stream, Stream::Tls(_)),
+            is_open: connection.stream.can_be_read(),
             has_tables: tables.value(0) == Some("t"),
             may_use: tables.value(1) == Some("t"),
             may_make: tables.value(2).map(|may| may == "t"),

@@ -1,6 +1,6 @@
 //! What a test asks of an etcd server: over its gateway, which takes JSON.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -29,6 +29,22 @@ pub(crate) fn ask(host: &str, what: &str, ask: &Value) -> Value {
     let answer = try_ask(host, what, ask).unwrap_or_else(|| panic!("{host} says nothing to {what}"));
     assert!(answer["error"].is_null(), "{what}: {answer}");
     answer
+}
+
+/// Changes a key so often, over one connection.
+#[track_caller]
+pub(crate) fn put_often(host: &str, times: usize) {
+    let body = json!({ "key": encoded("filling"), "value": encoded("x") }).to_string();
+    let put = format!("POST /v3/kv/put HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let mut stream = TcpStream::connect((host, PORT)).expect("it takes us in");
+    let mut answers = BufReader::new(stream.try_clone().expect("a connection")).lines();
+    // So many are on their way at once.
+    for put_before in (0..times).step_by(50) {
+        let puts = 50.min(times - put_before);
+        stream.write_all(put.repeat(puts).as_bytes()).expect("it listens");
+        let done = answers.by_ref().filter(|line| line.as_ref().expect("it answers").ends_with("200 OK")).take(puts);
+        assert_eq!(done.count(), puts);
+    }
 }
 
 /// Text as the gateway takes and gives it.
