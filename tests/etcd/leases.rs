@@ -67,6 +67,27 @@ fn a_lease_that_is_revoked_just_after_it_was_renewed_or_the_key_changed_hands_is
 }
 
 #[test]
+fn whoever_comes_when_a_lease_was_revoked_waits_for_it_although_he_has_not_seen_it() {
+    on_both(|program| {
+        let store = Store::on_etcd(program);
+        let script = format!("trap '' TERM; {}; echo ready; sleep 60", store.alone());
+        for is_renewed in [false, true] {
+            let first = store.holding("k", &["--ttl", "9", "-k", "3"], &script);
+            if is_renewed {
+                store.etcd().await_beat("k");
+            }
+            let life = store.etcd().life("k").expect("it is held");
+            store.etcd().etcdctl(&["lease", "revoke", &format!("{:x}", life.lease)]);
+            store.run(&["run", "-n", "k", "--", "true"]).says(75, &["'k' is held by"]);
+            store
+                .run(&["run", "-w", "60", "k", "--", "sh", "-c", &format!("{}; echo next", store.alone())])
+                .is(0, "next\n", "");
+            first.finish().says(76, &["lost 'k'"]);
+        }
+    });
+}
+
+#[test]
 fn all_leases_that_are_revoked_at_once_end_each_command_before_the_next_one_starts() {
     on_both(|program| {
         const KEYS: usize = 4;

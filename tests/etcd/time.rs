@@ -1,6 +1,6 @@
 //! Time: a lease that is too short for etcd, those who die with theirs, and replies that take long.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dlock::model::Answer;
 use dlock::store::Store as _;
@@ -86,5 +86,30 @@ fn an_unlock_reaches_a_holder_within_a_second() {
         store.run(&["unlock", "k", "--yes"]).is(0, "", "");
         assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
         holder.finish().says(76, &["unlocked by"]);
+    });
+}
+
+#[test]
+fn the_end_that_a_holder_wrote_down_counts_unless_another_clock_did() {
+    on_both(|program| {
+        let store = Store::on_etcd(program);
+        // A lease that has ended, and its end by a clock that is so far ahead of ours.
+        let ended = |ahead: Duration| {
+            store.run(&["acquire", "k", "--ttl", "5"]);
+            let life = store.etcd().life("k").expect("it is held");
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later");
+            let end = format!("{} 5000000", (since + ahead).as_micros());
+            store.etcd().etcdctl(&["put", &format!("{}.end", life.path), &end]);
+            store.etcd().etcdctl(&["lease", "revoke", &format!("{:x}", life.lease)]);
+        };
+        let run = |options: &[&str]| store.run(&[&["run", "k"], options, &["--", "echo", "in"]].concat());
+        ended(Duration::from_secs(3600));
+        run(&["-n"]).is(0, "in\n", "");
+        ended(Duration::from_secs(4));
+        let start = Instant::now();
+        run(&["-n"]).says(75, &["'k' is held by"]);
+        run(&["-w", "30"]).is(0, "in\n", "");
+        let waited = start.elapsed();
+        assert!(waited > Duration::from_secs(3) && waited < Duration::from_secs(10), "{waited:?}");
     });
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dlock::model::SIGN_OF_LIFE;
 
-use super::{BOUNDED, lease_end};
+use super::lease_end;
 use crate::support::journal::Journal;
 use crate::support::nats::routes::{Cut, Routes};
 use crate::support::nats::{Cluster, NATS, Server, on_both};
@@ -22,6 +22,9 @@ const SHORT: [&str; 6] = ["--ttl", "3", "-k", "0.5", "--store-timeout", "50"];
 
 /// One that is not.
 const LONG: [&str; 6] = ["--ttl", "24", "-k", "1", "--store-timeout", "50"];
+
+/// Whoever waits so bears that nobody leads for a while.
+const PATIENT: [&str; 4] = ["-w", "60", "--store-timeout", "50"];
 
 /// Three servers of which one will be cut off.
 struct Parts {
@@ -204,8 +207,8 @@ fn cut_off_a_leader(program: &'static str, how: Cut) {
 fn cut_off_a_follower(program: &'static str, how: Cut) {
     let parts = Parts::new(program, false);
     let count = Count::new(&parts.store);
-    let ahead = parts.far.hold("line");
-    let waiters = [&parts.near, &parts.far].map(|store| store.waiting("line", &BOUNDED, "true"));
+    let ahead = parts.far.holding("line", &LONG, "echo ready; cat >/dev/null");
+    let waiters = [&parts.near, &parts.far].map(|store| store.waiting("line", &PATIENT, "true"));
     let queue = parts.far.queue("line");
     while_they_count(&parts, &count, || {
         let script = count.one("holder", "echo ready; cat >/dev/null");

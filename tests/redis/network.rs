@@ -90,8 +90,8 @@ fn a_grant_that_comes_when_its_lease_has_ended_starts_nothing() {
         let (proxy, far) = behind(near);
         let journal = Journal::new(near);
         // Long enough for another one to come, get the key at the end of the lease, and have it.
-        proxy.next("acquire", Fate::Late(Duration::from_millis(2500)));
-        let late = ["run", "-w", "40", "k", "--ttl", "1", "--", "sh", "-c", &journal.stay("late")];
+        proxy.next("acquire", Fate::Late(Duration::from_millis(1500)));
+        let late = ["run", "-w", "40", "k", "--ttl", "0.5", "--", "sh", "-c", &journal.stay("late")];
         let mut late = Running::start(&mut far.dlock(&late));
         wait_for("the grant", || near.status("k")["held"] == true);
         let other =

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::address::{END, level};
 use super::api::{self, LeaseLeft, Request};
 use super::connection::Connection;
-use super::look::{Life, Reading};
+use super::look::{End, Life, Reading};
 use super::transact::{Change, Written, is_full};
 use super::trouble::Failure;
 use super::{EtcdRegister, lock};
@@ -67,10 +67,7 @@ impl Change<'_> {
         let sent = Moment::now();
         let lease = self.lease(me, span)?;
         let name = format!("{}{}", self.register.address.of(self.key), level(me));
-        // Once it has ended, somebody may want to know when.
-        let until = self.register.clock().after(span).micros().to_string();
-        let shown = api::put(&name, lease.span().as_bytes(), Some(lease.id));
-        let renewal = [shown, api::put(&format!("{name}{END}"), until.as_bytes(), None)];
+        let renewal = [api::put(&name, lease.span().as_bytes(), Some(lease.id)), self.end_of(&name, span)];
         match self.swap(connection, lease.making, &api::is_at(&name, life.revision), &renewal) {
             Err(failure) if is_full(&failure) => Ok(Written::if_so(self.hold_on(connection, me, life, reading)?)),
             Ok(Written::At(revision)) => {
@@ -79,6 +76,12 @@ impl Change<'_> {
             }
             written => written,
         }
+    }
+
+    /// Says until when we count on a level, for those who find its sign of life gone: it may have ended too soon, and if not
+    /// they may want to know when it did.
+    pub(super) fn end_of(&self, name: &str, span: Duration) -> Value {
+        api::put(&format!("{name}{END}"), End::after(self.register.clock(), span).encode().as_bytes(), None)
     }
 
     /// Renews a hold where there is no room for anything new, by keeping its lease alive. Who answers may be a leader of

@@ -8,7 +8,8 @@
 //! **Leases that end too soon.** A lease may be revoked by hand, and members before 3.4.38 and 3.5.23 may end one early once
 //! a frozen leader wakes. Its holder counts on it all the same until he hears of that and has stopped his command. So whoever
 //! has seen a holder live counts it as living for as long as its holder may, unless that one gives the key back. Others leave
-//! it to those at the head of the queue to see that it is dead.
+//! it to those at the head of the queue to see that it is dead. And whoever has not seen it goes by the end that its holder wrote
+//! down: as long as clocks agree, a lease that ends by itself has none to come.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -41,8 +42,8 @@ pub(super) struct Reading {
     pub(super) seen: Record,
     /// Signs of life, by their names.
     pub(super) lives: BTreeMap<String, Life>,
-    /// Until when levels were renewed last, by the names of their signs of life.
-    pub(super) ends: BTreeMap<String, Stamp>,
+    /// Until when their owners count on levels, by the names of their signs of life.
+    pub(super) ends: BTreeMap<String, End>,
     pub(super) now: Stamp,
     /// Our own level, if it holds and its sign of life has ended.
     pub(super) lost: Option<LevelId>,
@@ -56,6 +57,15 @@ pub(super) struct Life {
     /// When it was written last.
     pub(super) revision: i64,
     pub(super) lease: i64,
+}
+
+/// What the owner of a level wrote when he got it, or renewed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct End {
+    /// By the clock of its host.
+    until: Stamp,
+    /// For how long that was.
+    span: Duration,
 }
 
 /// What is remembered of those whom we have seen.
@@ -90,6 +100,26 @@ impl Reading {
     /// The record as an operation would find it.
     pub(super) fn looked_at(self) -> Option<Record> {
         self.kept.is_some().then(|| self.seen.seen(&self.now))
+    }
+}
+
+impl End {
+    pub(super) fn after(now: Stamp, span: Duration) -> Self {
+        Self { until: now.after(span), span }
+    }
+
+    pub(super) fn encode(self) -> String {
+        format!("{} {}", self.until.micros(), self.span.as_micros())
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let (until, span) = text.split_once(' ')?;
+        Some(Self { until: Stamp::from_micros(until.parse().ok()?), span: Duration::from_micros(span.parse().ok()?) })
+    }
+
+    /// Whether it is to come. One that is further away than it ever was is that of another clock.
+    fn is_to_come(self, now: Stamp) -> bool {
+        self.until > now && self.until <= now.after(self.span)
     }
 }
 
@@ -174,9 +204,7 @@ impl EtcdRegister {
         let (records, others): (Vec<_>, Vec<_>) =
             range.kvs.into_iter().map(|kv| (name(&kv), kv)).partition(|(name, _)| name == RECORD);
         let (ends, lives): (Vec<_>, Vec<_>) = others.into_iter().partition(|(name, _)| name.ends_with(END));
-        let end = |(name, kv): (String, api::Kv)| {
-            Some((name.strip_suffix(END)?.to_owned(), Stamp::from_micros(kv.value.parse().ok()?)))
-        };
+        let end = |(name, kv): (String, api::Kv)| Some((name.strip_suffix(END)?.to_owned(), End::decode(&kv.value)?));
         let record = records.first().map(|(_, kv)| kv);
         let kept = record.map(|kv| Record::decode(key, kv.value.as_bytes()));
         let kept = kept.transpose().map_err(|why| Failure::Odd(no_record(key, "", &why)))?;
@@ -246,18 +274,24 @@ impl EtcdRegister {
         let lives = &reading.lives;
         let is_ours_to_judge = is_left_to_us(&reading.seen, lives, me);
         // Nobody may have looked for long at who has died.
-        let died =
-            |name: &str, written: Option<Stamp>| reading.ends.get(name).copied().max(written).unwrap_or(now).min(now);
+        let counted = |name: &str| reading.ends.get(name);
+        let died = |name: &str, written: Option<Stamp>| {
+            counted(name).map(|end| end.until).max(written).unwrap_or(now).min(now)
+        };
         let end = |name: &str, written: Option<Stamp>, sightings: &Sightings, is_mine: bool| {
             let seen = sightings.lives.get(name).map(|(_, until)| stamp(*until));
+            let to_come = counted(name).filter(|end| end.is_to_come(now));
             match (lives.contains_key(name), seen) {
                 // Our own is renewed from now on, whatever is left of it.
                 (true, _) if is_mine => now.after(Duration::from_micros(1)),
                 (true, seen) => seen.filter(|until| *until > now).unwrap_or(soon),
                 (false, _) if is_mine => died(name, written),
                 (false, Some(until)) if until > now => until,
-                (false, _) if !is_ours_to_judge => soon,
-                (false, _) => died(name, written),
+                (false, _) => match to_come {
+                    Some(end) => end.until,
+                    None if is_ours_to_judge => died(name, written),
+                    None => soon,
+                },
             }
         };
         for hold in &mut reading.seen.holders {

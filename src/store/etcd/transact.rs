@@ -171,7 +171,11 @@ impl Change<'_> {
             if let Some(span) = span {
                 let lease = self.lease(me, span)?;
                 making.extend(lease.making.clone());
-                success.push(api::put(&format!("{prefix}{}", level(me)), lease.span().as_bytes(), Some(lease.id)));
+                let name = format!("{prefix}{}", level(me));
+                success.push(api::put(&name, lease.span().as_bytes(), Some(lease.id)));
+                if matches!(mine, Mine::Holds(_)) {
+                    success.push(self.end_of(&name, span));
+                }
                 shown = Some((lease.id, Moment::now().after(span)));
             }
             if let Some(span) = new_min_hold(me, reading, record) {
