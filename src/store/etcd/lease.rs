@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::address::{END, level};
+use super::address::level;
 use super::api::{self, LeaseLeft, Request};
 use super::connection::Connection;
 use super::look::{End, Life, Reading};
@@ -67,10 +67,11 @@ impl Change<'_> {
         let sent = Moment::now();
         let lease = self.lease(me, span)?;
         let name = format!("{}{}", self.register.address.of(self.key), level(me));
-        let renewal = [api::put(&name, lease.span().as_bytes(), Some(lease.id)), self.end_of(&name, span)];
+        let renewal = [api::put(&name, lease.span().as_bytes(), Some(lease.id)), self.end(span).written(&name)];
         match self.swap(connection, lease.making, &api::is_at(&name, life.revision), &renewal) {
             Err(failure) if is_full(&failure) => Ok(Written::if_so(self.hold_on(connection, me, life, reading)?)),
             Ok(Written::At(revision)) => {
+                lock(&self.register.left).take();
                 self.has_come(revision, Some(sent.after(span)));
                 Ok(Written::At(revision))
             }
@@ -78,10 +79,10 @@ impl Change<'_> {
         }
     }
 
-    /// Says until when we count on a level, for those who find its sign of life gone: it may have ended too soon, and if not
-    /// they may want to know when it did.
-    pub(super) fn end_of(&self, name: &str, span: Duration) -> Value {
-        api::put(&format!("{name}{END}"), End::after(self.register.clock(), span).encode().as_bytes(), None)
+    /// Until when we count on a level, for those who find its sign of life gone: it may have ended too soon, and if not they
+    /// may want to know when it did.
+    pub(super) fn end(&self, span: Duration) -> End {
+        End::after(self.register.clock(), span)
     }
 
     /// Renews a hold where there is no room for anything new, by keeping its lease alive. Who answers may be a leader of

@@ -14,6 +14,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde_json::Value;
+
 use super::address::{END, RECORD, end_of, level, min_hold};
 use super::api::{self, LeaseLeft, Range, Request};
 use super::connection::{Connection, read};
@@ -26,6 +28,9 @@ use crate::store::turn::WATCHERS;
 
 /// Etcd tells what is left of a lease in whole seconds.
 const GRAIN: Duration = Duration::from_secs(1);
+
+/// What was left behind so long ago has to be looked at again.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// When so many were seen, those are forgotten who cannot live any more.
 const MOST_SIGHTINGS: usize = 1000;
@@ -59,6 +64,14 @@ pub(super) struct Life {
     pub(super) lease: i64,
 }
 
+/// A sign of life that was written.
+pub(super) struct Shown {
+    pub(super) name: String,
+    pub(super) lease: i64,
+    /// Until when whoever holds counts on it.
+    pub(super) end: Option<End>,
+}
+
 /// What the owner of a level wrote when he got it, or renewed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct End {
@@ -66,6 +79,13 @@ pub(super) struct End {
     until: Stamp,
     /// For how long that was.
     span: Duration,
+}
+
+/// What one left behind who got a key, or began to wait for it.
+pub(super) struct Left {
+    me: LevelId,
+    reading: Reading,
+    at: Moment,
 }
 
 /// What is remembered of those whom we have seen.
@@ -78,23 +98,18 @@ pub(super) struct Sightings {
 }
 
 impl Reading {
-    /// What there is once this record was written at a revision, with a sign of life of ours that is new.
-    pub(super) fn after(&self, record: &Record, revision: i64, shown: Option<(String, i64)>) -> Self {
+    /// What there is once this record was written at a revision, with a sign of life that is new.
+    pub(super) fn after(&self, record: &Record, revision: i64, shown: Option<Shown>) -> Self {
         let left: BTreeSet<String> = names(record).collect();
-        let mut lives = self.lives.clone();
+        let (mut lives, mut ends) = (self.lives.clone(), self.ends.clone());
         lives.retain(|name, _| left.contains(name));
-        lives.extend(shown.map(|(name, lease)| (name, Life { revision, lease })));
-        let record = record.clone();
-        Self {
-            revision,
-            written: revision,
-            kept: Some(record.clone()),
-            seen: record,
-            lives,
-            ends: self.ends.clone(),
-            lost: None,
-            ..*self
+        ends.retain(|name, _| left.contains(name));
+        if let Some(shown) = shown {
+            ends.extend(shown.end.map(|end| (shown.name.clone(), end)));
+            lives.insert(shown.name, Life { revision, lease: shown.lease });
         }
+        let record = record.clone();
+        Self { revision, written: revision, kept: Some(record.clone()), seen: record, lives, ends, lost: None, ..*self }
     }
 
     /// The record as an operation would find it.
@@ -108,8 +123,10 @@ impl End {
         Self { until: now.after(span), span }
     }
 
-    pub(super) fn encode(self) -> String {
-        format!("{} {}", self.until.micros(), self.span.as_micros())
+    /// What writes it down beside a sign of life.
+    pub(super) fn written(self, name: &str) -> Value {
+        let text = format!("{} {}", self.until.micros(), self.span.as_micros());
+        api::put(&format!("{name}{END}"), text.as_bytes(), None)
     }
 
     fn decode(text: &str) -> Option<Self> {
@@ -124,6 +141,20 @@ impl End {
 }
 
 impl EtcdRegister {
+    /// Remembers what the owner of a level left behind.
+    pub(super) fn remember(&self, me: LevelId, reading: Reading) {
+        *lock(&self.left) = Some(Left { me, reading, at: Moment::now() });
+    }
+
+    /// What the owner of a level left behind just now, as far as he knows.
+    pub(super) fn left_behind(&self, me: LevelId) -> Option<Reading> {
+        let left = lock(&self.left).take_if(|left| left.me == me)?;
+        let seen = left.reading.kept.clone()?;
+        let at = Moment::now();
+        let reading = Reading { seen, now: self.clock(), ..left.reading };
+        (at.since(left.at) < FRESH).then(|| self.with_ends(reading, Some(me), at))
+    }
+
     /// What there is of a key, for the owner of this level.
     pub(super) fn look_at(
         &self,
@@ -231,7 +262,8 @@ impl EtcdRegister {
     }
 
     /// Signs of life that were not seen as they are now, of those who hold: it matters how long they may count on it to
-    /// whoever looks on, or waits at the head of the queue. Our own matters always.
+    /// whoever looks on, or waits at the head of the queue, and has no end to go by that the holder wrote down. Our own
+    /// matters always.
     fn not_seen_before(&self, reading: &Reading, me: Option<LevelId>) -> Vec<(String, Life)> {
         let sightings = lock(&self.sightings);
         let matters = me.is_none_or(|me| matches!(reading.seen.standing(me), Standing::Waiting(at) if at < WATCHERS));
@@ -241,7 +273,8 @@ impl EtcdRegister {
         let known = |name: &str, life: &Life| sightings.lives.get(name).is_some_and(|seen| seen.0 == life.revision);
         let living = names.filter_map(|name| Some((reading.lives.get(&name).copied()?, name)));
         let own = me.map(level);
-        let living = living.filter(|(_, name)| matters || Some(name) == own.as_ref());
+        let is_told = |name: &String| reading.ends.get(name).is_some_and(|end| end.is_to_come(reading.now));
+        let living = living.filter(|(_, name)| (matters && !is_told(name)) || Some(name) == own.as_ref());
         living.filter(|(life, name)| !known(name, life)).map(|(life, name)| (name, life)).collect()
     }
 
@@ -284,7 +317,7 @@ impl EtcdRegister {
             match (lives.contains_key(name), seen) {
                 // Our own is renewed from now on, whatever is left of it.
                 (true, _) if is_mine => now.after(Duration::from_micros(1)),
-                (true, seen) => seen.filter(|until| *until > now).unwrap_or(soon),
+                (true, seen) => seen.max(to_come.map(|end| end.until)).filter(|until| *until > now).unwrap_or(soon),
                 (false, _) if is_mine => died(name, written),
                 (false, Some(until)) if until > now => until,
                 (false, _) => match to_come {

@@ -22,7 +22,7 @@ pub use self::address::Address as EtcdAddress;
 use self::address::end_of;
 use self::api::Range;
 use self::connection::{Connection, Login};
-use self::look::{Reading, Sightings};
+use self::look::{Left, Reading, Sightings};
 use self::trouble::{Failure, Said};
 use super::idle::Pool;
 use super::tls::TlsConfig;
@@ -49,8 +49,8 @@ pub struct EtcdRegister {
     sightings: Mutex<Sightings>,
     /// Leases that were made for a level, until it is known what became of it.
     made: Mutex<HashMap<LevelId, Vec<i64>>>,
-    /// What we left behind of a key when we began to wait for it, and when.
-    queued: Mutex<Option<(LevelId, Reading, Moment)>>,
+    /// What we left behind of a key when we got it, or began to wait for it.
+    left: Mutex<Option<Left>>,
     /// Tests rule time; nobody else does.
     clock: Mutex<Option<Stamp>>,
 }
@@ -71,7 +71,7 @@ impl EtcdRegister {
             cluster: OnceLock::new(),
             sightings: Mutex::default(),
             made: Mutex::default(),
-            queued: Mutex::default(),
+            left: Mutex::default(),
             clock: Mutex::default(),
         }
     }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::address::{END, end_of, level, min_hold};
 use super::api::{self, Range, Request};
 use super::connection::{Connection, read};
-use super::look::{Reading, names};
+use super::look::{Reading, Shown, names};
 use super::trouble::Failure;
 use super::{EtcdRegister, lock};
 use crate::clock::{Moment, some_of};
@@ -69,8 +69,16 @@ impl EtcdRegister {
         until: Moment,
         mut change: impl FnMut(&mut Record, &dyn Clock) -> T,
     ) -> Result<T, Failure> {
-        let (mut connection, mut reading) =
-            self.with_connection(until, |connection, until| self.look_at(connection, key, me, until))?;
+        // Nobody needs to look again who gives back what he got just now: what was written since keeps him from it.
+        let mut known = me.and_then(|me| self.left_behind(me)).filter(|reading| {
+            let (record, _) = applied(reading, me, &mut change);
+            record.is_some_and(|record| me.is_some_and(|me| record.standing(me) == Standing::Gone))
+        });
+        let mut is_known = known.is_some();
+        let (mut connection, mut reading) = self.with_connection(until, |connection, until| match known.take() {
+            Some(reading) => Ok(reading),
+            None => self.look_at(connection, key, me, until),
+        })?;
         let server = connection.server.clone();
         let mut course = Change { register: self, key, me, until, spare: None, may_come: false };
         let mut lost = 0;
@@ -99,7 +107,7 @@ impl EtcdRegister {
                         return Ok(answer);
                     }
                     // Whoever shows no life is not in the queue, whatever stands there: that takes no swap.
-                    Written::Not(_) if course.has_left(&mut connection, &reading, &record)? => {
+                    Written::Not(_) if !is_known && course.has_left(&mut connection, &reading, &record)? => {
                         course.clean_up(&mut connection, &reading, &record);
                         self.idle.keep(connection);
                         return Ok(answer);
@@ -107,6 +115,7 @@ impl EtcdRegister {
                     Written::Not(read) => now = read,
                 }
             }
+            is_known = false;
             if until.left().is_zero() {
                 return Err(Failure::Contended.by(&server).before());
             }
@@ -154,7 +163,7 @@ impl Change<'_> {
         let address = &self.register.address;
         let (name, prefix) = (address.record(self.key), address.of(self.key));
         let mut success = vec![api::put(&name, &record.encode(), None)];
-        let mut shown = None;
+        let (mut shown, mut until) = (None, None);
         let mut making = Vec::new();
         if let Some((me, mine)) = mine {
             let span = match (mine, life_of(me)) {
@@ -173,10 +182,10 @@ impl Change<'_> {
                 making.extend(lease.making.clone());
                 let name = format!("{prefix}{}", level(me));
                 success.push(api::put(&name, lease.span().as_bytes(), Some(lease.id)));
-                if matches!(mine, Mine::Holds(_)) {
-                    success.push(self.end_of(&name, span));
-                }
-                shown = Some((lease.id, Moment::now().after(span)));
+                let end = matches!(mine, Mine::Holds(_)).then(|| self.end(span));
+                success.extend(end.map(|end| end.written(&name)));
+                until = Some(Moment::now().after(span));
+                shown = Some(Shown { name: level(me), lease: lease.id, end });
             }
             if let Some(span) = new_min_hold(me, reading, record) {
                 let lease = self.new_lease(me, span)?;
@@ -189,10 +198,11 @@ impl Change<'_> {
         success.truncate(MOST_OPERATIONS);
         let written = self.swap(connection, making, &api::is_at(&name, reading.written), &success)?;
         if let Written::At(revision) = written {
-            self.has_come(revision, shown.map(|(_, end)| end));
-            if let Some(me) = self.me.filter(|me| matches!(record.standing(*me), Standing::Waiting(_))) {
-                let left = reading.after(record, revision, shown.map(|(id, _)| (level(me), id)));
-                *lock(&self.register.queued) = Some((me, left, Moment::now()));
+            self.has_come(revision, until);
+            // A sign of life for the time behind a hold is none of the level's own.
+            let is_simple = |me: &LevelId| record.hold(*me).is_none_or(|hold| hold.hold_until.is_none());
+            if let Some(me) = self.me.filter(|me| record.standing(*me) != Standing::Gone).filter(is_simple) {
+                self.register.remember(me, reading.after(record, revision, shown));
             }
         }
         Ok(written)

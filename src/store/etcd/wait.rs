@@ -4,12 +4,12 @@
 use std::thread;
 use std::time::Duration;
 
+use super::EtcdRegister;
 use super::address::{END, LIVES, end_of, level};
 use super::api::{self, Event, Watched};
 use super::connection::{Connection, Watching};
 use super::look::Reading;
 use super::trouble::{Failure, no_more};
-use super::{EtcdRegister, lock};
 use crate::clock::Moment;
 use crate::model::{Key, SIGN_OF_LIFE, Standing};
 use crate::store::Watch;
@@ -23,9 +23,6 @@ const AHEAD: Duration = Duration::from_millis(300);
 
 /// How long one who listens is left to it at least before he listens anew.
 const PAUSE: Duration = Duration::from_millis(500);
-
-/// What was left behind so long ago has to be looked at again.
-const FRESH: Duration = Duration::from_millis(500);
 
 /// What to do about what was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,7 +54,7 @@ impl EtcdRegister {
             Watch::Ends(_) => None,
         };
         let mut ear: Option<Ear> = None;
-        let mut known = self.left_behind(watch);
+        let mut known = self.queued(watch);
         loop {
             let by = Moment::now().after(limit);
             let (mut connection, reading) = match known.take() {
@@ -78,11 +75,10 @@ impl EtcdRegister {
     }
 
     /// What there was when we began to wait just now, unless we have to know more of those who hold.
-    fn left_behind(&self, watch: &Watch) -> Option<Reading> {
-        let (of, reading, at) = lock(&self.queued).take()?;
+    fn queued(&self, watch: &Watch) -> Option<Reading> {
         let Watch::Turn(me) = watch else { return None };
-        let is_far = matches!(reading.seen.standing(*me), Standing::Waiting(at) if at >= WATCHERS);
-        (of == *me && is_far && Moment::now().since(at) < FRESH).then_some(reading)
+        let reading = self.left_behind(*me)?;
+        matches!(reading.seen.standing(*me), Standing::Waiting(at) if at >= WATCHERS).then_some(reading)
     }
 
     /// Sleeps until it is time to look again; whether it is time to act.
