@@ -67,8 +67,11 @@ fn each_hold_is_a_row_with_how_it_ended_oldest_first(store: &Store) {
     store.run(&["run", "k", "--", "/none"]).says(127, &["/none"]);
     let id = acquired(store, &[]);
     store.run(&["release", "k", &id]).is(0, "", "");
+    // What it makes of being stopped is no success.
+    let script = "trap 'exit 0' TERM; sleep 60 & wait";
+    store.run(&["run", "--max-run", "0.2", "k", "--", "sh", "-c", script]).says(124, &["the command ran for"]);
     let rows = rows(store, "k");
-    assert_eq!(how(store, "k"), ["exit 3", "signal 9", "exit 0", "released", "released"]);
+    assert_eq!(how(store, "k"), ["exit 3", "signal 9", "exit 0", "released", "released", "exit 124"]);
     assert!(rows[0][3].contains(&format!("pid {dlock} (")), "{rows:#?}");
     assert_eq!((&*rows[0][5], &*rows[0][6]), ("sh", "the note"));
     assert_eq!((&*rows[2][5], &*rows[2][6]), ("true", "-"));

@@ -105,7 +105,14 @@ fn a_key_stays_taken_as_long_as_it_was_asked_for_and_dlock_does_not_linger(store
     let start = Instant::now();
     store.run(&["run", "--min-hold", "2s", "k", "--", "true"]).is(0, "", "");
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
-    store.run(&["run", "-n", "k", "--", "true"]).says(75, &["'k' stays taken for"]);
+    let busy = store.run(&["run", "-n", "k", "--", "true"]);
+    busy.says(75, &["'k' stays taken for"]);
+    let told =
+        busy.stderr.split("stays taken for ").nth(1).and_then(|rest| rest.split(" more").next()).expect("a span");
+    let told = humantime::parse_duration(told).expect("a span");
+    let left = Duration::from_secs(2).saturating_sub(start.elapsed());
+    // In whole seconds.
+    assert!(told + Duration::from_secs(1) > left && told <= Duration::from_secs(2), "{told:?}");
     store.run(&["run", "k", "--", "true"]).is(0, "", "");
     let taken = start.elapsed();
     assert!(taken >= Duration::from_secs(2) && taken < Duration::from_secs(4), "{taken:?}");

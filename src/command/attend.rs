@@ -117,15 +117,28 @@ impl Ready {
         let outcome =
             self.guardian.supervise(lease.deadline(), &self.events, |verdict| announce(plan, verdict, course));
         course.command(outcome.status);
-        let ending = match outcome.status {
-            // What never ran keeps nobody out.
-            _ if !outcome.started => None,
-            Some(Status::Exited(code)) => Some(model::Ending { exit: Some(code), ..model::Ending::default() }),
-            Some(Status::Killed(number)) => Some(model::Ending { signal: Some(number), ..model::Ending::default() }),
-            None => Some(model::Ending::default()),
-        };
+        // What never ran keeps nobody out.
+        let ending = outcome.started.then(|| told(&outcome));
         let yours = asking::give_back(key, lease, ending.as_ref(), outcome.verdict.is_some());
         Ok(conclude(plan, &outcome, yours, course))
+    }
+}
+
+/// How the command ended, for those who read of it later. What was cut off is no success, whatever it made of that.
+fn told(outcome: &Outcome) -> model::Ending {
+    let cut_off = outcome.verdict.as_ref().map(|verdict| verdict_code(verdict).number().into());
+    let (exit, signal) = match outcome.status {
+        Some(Status::Exited(code)) => (Some(code), None),
+        Some(Status::Killed(number)) => (None, Some(number)),
+        None => (None, None),
+    };
+    model::Ending { exit: cut_off.or(exit), signal, ..model::Ending::default() }
+}
+
+fn verdict_code(verdict: &Verdict) -> Code {
+    match verdict {
+        Verdict::Lost(_) | Verdict::Revoked(_) => Code::Lost,
+        Verdict::MaxRun => Code::MaxRun,
     }
 }
 
@@ -164,13 +177,13 @@ fn conclude(plan: &RunPlan, outcome: &Outcome, yours: bool, course: &mut Course)
         }
     }
     match &outcome.verdict {
-        Some(Verdict::Lost(_) | Verdict::Revoked(_)) => return Code::Lost.into(),
+        Some(verdict @ (Verdict::Lost(_) | Verdict::Revoked(_))) => return verdict_code(verdict).into(),
         _ if !yours => {
             let words = format!("lost '{key}' while the command ran: it was not ours any more at the end");
             fail(report::Outcome::Lost, words);
             return Code::Lost.into();
         }
-        Some(Verdict::MaxRun) => return Code::MaxRun.into(),
+        Some(verdict) => return verdict_code(verdict).into(),
         None => {}
     }
     match (outcome.failed, outcome.status) {

@@ -136,7 +136,7 @@ pub struct Info {
 /// How a command ended, as its holder told on release.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
-    /// Its exit code.
+    /// Its exit code; if dlock stopped it, that of dlock (76, 124), whatever the command made of that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<i32>,
     /// The number of the signal it died of.

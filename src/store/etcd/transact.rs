@@ -190,7 +190,9 @@ impl Change<'_> {
             if let Some(span) = new_min_hold(me, reading, record) {
                 let lease = self.new_lease(me, span)?;
                 making.extend(lease.making);
-                success.push(api::put(&format!("{prefix}{}", min_hold(me)), b"", Some(lease.id)));
+                let name = format!("{prefix}{}", min_hold(me));
+                success.push(api::put(&name, b"", Some(lease.id)));
+                success.push(self.end(span).written(&name));
             }
         }
         success.extend(news(&prefix, reading, record, self.me));
