@@ -122,6 +122,18 @@ fn a_missing_double_dash_shows_the_corrected_line() {
     for (args, line) in cases {
         store.run(args).is(64, "", &format!("dlock: '--' is missing before the command; write: dlock {line}\n"));
     }
+    for (args, line) in [
+        (&["k", "--", "echo", "a b"][..], "run k -- echo 'a b'"),
+        (&["-S", "file:x", "-n", "k", "--", "true"], "run -S file:x -n k -- true"),
+    ] {
+        store.run(args).is(64, "", &format!("dlock: the verb 'run' is missing; write: dlock {line}\n"));
+    }
+    // What is no run in any case is told as it is.
+    for args in [&["rnu", "k", "--", "true"][..], &["unlok", "k"], &["-n", "k", "true"]] {
+        let done = store.run(args);
+        done.says(64, &[]);
+        assert!(!done.stderr.contains("is missing; write"), "{done:#?}");
+    }
     // An option that is none is not the beginning of a command.
     for args in [["run", "k", "--fly", "true"], ["run", "k", "-9", "true"]] {
         let done = store.run(&args);

@@ -164,7 +164,10 @@ pub fn parse(args: &[OsString]) -> Result<Asked, Failure> {
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Err(Failure::usage("a verb is missing; see 'dlock --help'"))
         }
-        Err(error) => Err(Failure::usage(corrected(args).unwrap_or_else(|| one_line(&error)))),
+        Err(error) => {
+            let better = corrected(args).or_else(|| with_verb(args));
+            Err(Failure::usage(better.unwrap_or_else(|| one_line(&error))))
+        }
     }
 }
 
@@ -198,8 +201,22 @@ fn corrected(args: &[OsString]) -> Option<String> {
         return None;
     }
     let words = before.iter().skip(1).cloned().chain(["--".into()]).chain(command.iter().cloned());
+    Some(format!("'--' is missing before the command; write: dlock {}", line(words)))
+}
+
+/// If only `run` is missing, as flock(1) would have it: the line with it.
+fn with_verb(args: &[OsString]) -> Option<String> {
+    let (dlock, rest) = args.split_first()?;
+    let words = || ["run".into()].into_iter().chain(rest.iter().cloned());
+    let is_whole =
+        rest.iter().any(|word| word == "--") && Cli::try_parse_from([dlock.clone()].into_iter().chain(words())).is_ok();
+    is_whole.then(|| format!("the verb 'run' is missing; write: dlock {}", line(words())))
+}
+
+/// Words as somebody types them.
+fn line(words: impl Iterator<Item = OsString>) -> String {
     let words: Vec<String> = words.map(|word| quoted(&word.to_string_lossy())).collect();
-    Some(format!("'--' is missing before the command; write: dlock {}", words.join(" ")))
+    words.join(" ")
 }
 
 /// A word as a shell reads it.
