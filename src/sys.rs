@@ -18,9 +18,12 @@ use nix::unistd::{ForkResult, Pid, getppid};
 
 use crate::event::Status;
 
-/// What SIGPIPE did when the process was started. The Rust runtime ignores SIGPIPE before `main`, so this
-/// is noted before the runtime starts.
-static SIGPIPE_AT_START: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
+/// Signals that we ignore, as what they stand for is an error of a write as well: nobody reads, or a file may not grow.
+/// The Rust runtime ignores the first one.
+const ERRORS: [libc::c_int; 2] = [libc::SIGPIPE, libc::SIGXFSZ];
+
+/// What these did when the process was started. This is noted before the Rust runtime starts.
+static ERRORS_AT_START: [AtomicUsize; 2] = [const { AtomicUsize::new(libc::SIG_DFL) }; 2];
 
 /// Whether stdout could be written to when the process was started. The Rust runtime opens /dev/null in the place of
 /// one that is closed, and takes what cannot be written to one that is open for reading only as written.
@@ -33,7 +36,10 @@ static STDOUT_AT_START: AtomicBool = AtomicBool::new(true);
 static NOTE_START: extern "C" fn() = note_start;
 
 extern "C" fn note_start() {
-    SIGPIPE_AT_START.store(disposition(libc::SIGPIPE), Ordering::Relaxed);
+    for (signal, at_start) in ERRORS.into_iter().zip(&ERRORS_AT_START) {
+        at_start.store(disposition(signal), Ordering::Relaxed);
+        ignore(signal);
+    }
     // SAFETY: this asks for flags, and touches no memory.
     let flags = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFL) };
     let writable = flags >= 0 && flags & libc::O_PATH == 0 && flags & libc::O_ACCMODE != libc::O_RDONLY;
@@ -189,9 +195,11 @@ impl Inherited {
             if getppid() != parent {
                 return Err(Errno::ESRCH.into());
             }
-            // SAFETY: both dispositions run no code, and signal(2) is async-signal-safe.
+            // SAFETY: these dispositions run no code, and signal(2) is async-signal-safe.
             unsafe {
-                libc::signal(libc::SIGPIPE, SIGPIPE_AT_START.load(Ordering::Relaxed));
+                for (signal, at_start) in ERRORS.into_iter().zip(&ERRORS_AT_START) {
+                    libc::signal(signal, at_start.load(Ordering::Relaxed));
+                }
                 if self.child_ignored {
                     libc::signal(libc::SIGCHLD, libc::SIG_IGN);
                 }

@@ -209,7 +209,7 @@ fn the_command_inherits_what_is_ignored_and_blocked() {
     for how in [
         show,
         &format!("trap '' INT HUP; {show}"),
-        &format!("trap '' PIPE; {show}"),
+        &format!("trap '' PIPE XFSZ; {show}"),
         &format!("trap '' CHLD; {show}"),
         &format!("trap '' TERM QUIT USR1 USR2 WINCH CONT TSTP TTIN TTOU ALRM; {show}"),
         block,

@@ -4,7 +4,6 @@
 use std::sync::mpsc;
 use std::time::SystemTime;
 
-use nix::libc;
 use nix::unistd::{Pid, getppid};
 use serde_json::json;
 
@@ -25,8 +24,6 @@ pub(super) fn acquire(acquire: cli::Acquire, settings: &Settings) -> Result<Endi
     if !sys::has_stdout() {
         return Err(Failure::new(Code::Os, "stdout is closed or cannot be written to, and the lease id goes there"));
     }
-    // A file that may not grow is an error, then, and no death that leaves the lease behind.
-    sys::ignore(libc::SIGXFSZ);
     let (caller, program) = caller();
     let mut terms = Terms::read(config::key(&acquire.key)?, acquire.terms, program, settings)?;
     if let Some(pid) = caller {

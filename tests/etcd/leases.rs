@@ -79,11 +79,29 @@ fn whoever_comes_when_a_lease_was_revoked_waits_for_it_although_he_has_not_seen_
             let life = store.etcd().life("k").expect("it is held");
             store.etcd().etcdctl(&["lease", "revoke", &format!("{:x}", life.lease)]);
             store.run(&["run", "-n", "k", "--", "true"]).says(75, &["'k' is held by"]);
+            assert_eq!(store.status("k")["holders"][0]["revoked"], true);
             store
                 .run(&["run", "-w", "60", "k", "--", "sh", "-c", &format!("{}; echo next", store.alone())])
                 .is(0, "next\n", "");
             first.finish().says(76, &["lost 'k'"]);
         }
+    });
+}
+
+#[test]
+fn a_script_whose_lease_was_revoked_hears_of_it_before_others_get_the_key() {
+    on_both(|program| {
+        let store = Store::on_etcd(program);
+        let done = store.run(&["acquire", "k", "--ttl", "9"]);
+        let id = done.stdout.trim();
+        store.run(&["check", "k", id]).is(0, "8\n", "");
+        let life = store.etcd().life("k").expect("it is held");
+        store.etcd().etcdctl(&["lease", "revoke", &format!("{:x}", life.lease)]);
+        assert_eq!(store.run(&["check", "k", id]).status.code(), Some(76));
+        assert_eq!(store.run(&["renew", "k", id]).status.code(), Some(76));
+        store.run(&["run", "-n", "k", "--", "true"]).says(75, &["'k' is held by"]);
+        store.run(&["release", "k", id]).is(0, "", "");
+        store.run(&["run", "-n", "k", "--", "true"]).is(0, "", "");
     });
 }
 

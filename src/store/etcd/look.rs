@@ -112,9 +112,17 @@ impl Reading {
         Self { revision, written: revision, kept: Some(record.clone()), seen: record, lives, ends, lost: None, ..*self }
     }
 
-    /// The record as an operation would find it.
+    /// The record as an operation would find it. Whose sign of life has ended too soon is to give the key back.
     pub(super) fn looked_at(self) -> Option<Record> {
-        self.kept.is_some().then(|| self.seen.seen(&self.now))
+        self.kept?;
+        let mut seen = self.seen.seen(&self.now);
+        for hold in &mut seen.holders {
+            let is_gone = |name: String| {
+                !self.lives.contains_key(&name) && self.ends.get(&name).is_some_and(|end| end.is_to_come(self.now))
+            };
+            hold.revoked |= hold.levels.iter().any(|of| is_gone(level(of.id)));
+        }
+        Some(seen)
     }
 }
 
@@ -129,14 +137,16 @@ impl End {
         api::put(&format!("{name}{END}"), text.as_bytes(), None)
     }
 
-    fn decode(text: &str) -> Option<Self> {
-        let (until, span) = text.split_once(' ')?;
-        Some(Self { until: Stamp::from_micros(until.parse().ok()?), span: Duration::from_micros(span.parse().ok()?) })
+    /// What makes no sense is over.
+    fn decode(text: &str) -> Self {
+        let numbers = text.split_once(' ').and_then(|(until, span)| Some((until.parse().ok()?, span.parse().ok()?)));
+        let (until, span) = numbers.unwrap_or_default();
+        Self { until: Stamp::from_micros(until), span: Duration::from_micros(span) }
     }
 
-    /// Whether it is to come. One that is further away than it ever was is that of another clock.
+    /// Whether it is to come. One that is much further away than it ever was is that of another clock.
     fn is_to_come(self, now: Stamp) -> bool {
-        self.until > now && self.until <= now.after(self.span)
+        self.until > now && self.until <= now.after(self.span).after(self.span)
     }
 }
 
@@ -235,7 +245,7 @@ impl EtcdRegister {
         let (records, others): (Vec<_>, Vec<_>) =
             range.kvs.into_iter().map(|kv| (name(&kv), kv)).partition(|(name, _)| name == RECORD);
         let (ends, lives): (Vec<_>, Vec<_>) = others.into_iter().partition(|(name, _)| name.ends_with(END));
-        let end = |(name, kv): (String, api::Kv)| Some((name.strip_suffix(END)?.to_owned(), End::decode(&kv.value)?));
+        let end = |(name, kv): (String, api::Kv)| Some((name.strip_suffix(END)?.to_owned(), End::decode(&kv.value)));
         let record = records.first().map(|(_, kv)| kv);
         let kept = record.map(|kv| Record::decode(key, kv.value.as_bytes()));
         let kept = kept.transpose().map_err(|why| Failure::Odd(no_record(key, "", &why)))?;

@@ -112,7 +112,11 @@ impl EtcdRegister {
                         self.idle.keep(connection);
                         return Ok(answer);
                     }
-                    Written::Not(read) => now = read,
+                    Written::Not(read) => {
+                        // If it was a lease that has ended, it was this one.
+                        course.spare = course.spare.filter(|_| read.is_some());
+                        now = read;
+                    }
                 }
             }
             is_known = false;
