@@ -207,7 +207,7 @@ fn cut_off_a_leader(program: &'static str, how: Cut) {
 fn cut_off_a_follower(program: &'static str, how: Cut) {
     let parts = Parts::new(program, false);
     let count = Count::new(&parts.store);
-    let ahead = parts.far.holding("line", &LONG, "echo ready; cat >/dev/null");
+    let ahead = parts.far.holding("line", &["--ttl", "60", "--store-timeout", "50"], "echo ready; cat >/dev/null");
     let waiters = [&parts.near, &parts.far].map(|store| store.waiting("line", &PATIENT, "true"));
     let queue = parts.far.queue("line");
     while_they_count(&parts, &count, || {
