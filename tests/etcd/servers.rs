@@ -39,7 +39,7 @@ fn a_restart_costs_nobody_the_key_or_his_place_and_fences_rise() {
 
 #[test]
 fn a_server_that_is_frozen_for_longer_than_a_lease_ends_the_command_before_it() {
-    crowd::enter_alone();
+    crowd::enter_last();
     on_both(|program| {
         let store = Store::on_own_etcd(Server::start(program, &[]));
         let tree = store.holding_tree(&["--ttl", "3", "-k", "0.5"]);
@@ -97,7 +97,7 @@ fn a_leader_that_is_frozen_and_wakes_grants_nothing_beside_its_successor() {
 
 #[test]
 fn a_leader_that_is_cut_off_from_the_others_grants_nothing_beside_its_successor() {
-    crowd::enter_alone();
+    crowd::enter_last();
     on_both(|program| {
         let (cluster, proxies) = Cluster::start_apart(program);
         counts_exactly(Store::on_own_etcd_cluster(cluster), &|store| {
@@ -119,7 +119,7 @@ fn at(host: &str) -> Store {
 
 #[test]
 fn who_holds_by_a_member_that_is_cut_off_is_stopped_before_the_next_one_starts() {
-    crowd::enter_alone();
+    crowd::enter_last();
     on_both(|program| {
         let (cluster, proxies) = Cluster::start_apart(program);
         let mut store = Store::on_own_etcd_cluster(cluster);
@@ -143,7 +143,7 @@ fn who_holds_by_a_member_that_is_cut_off_is_stopped_before_the_next_one_starts()
 
 #[test]
 fn who_can_ask_another_member_keeps_the_key_when_his_is_cut_off() {
-    crowd::enter_alone();
+    crowd::enter_last();
     if has(ETCD) {
         let (cluster, proxies) = Cluster::start_apart(ETCD);
         let mut store = Store::on_own_etcd_cluster(cluster);

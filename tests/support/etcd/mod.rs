@@ -86,6 +86,8 @@ impl Server {
         let alone = format!("{name}={peers}");
         let data = dir.path().join("data").display().to_string();
         let mut all: Vec<&str> = vec!["--name", &name, "--data-dir", &data];
+        // To look at a password takes a processor for a while, unless it is told not to.
+        all.extend(["--bcrypt-cost", "4"]);
         all.extend(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         all.extend(["--listen-peer-urls", &peers]);
         if !settings.contains(&"--initial-cluster") {
