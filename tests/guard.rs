@@ -91,15 +91,18 @@ fn a_fence_counts_as_seen_however_the_command_ended() {
 #[test]
 fn a_guard_killed_at_any_moment_remembers_what_it_let_start_and_leaves_nothing_running() {
     const MOMENTS: u32 = 90;
-    const LIFE: Duration = Duration::from_millis(45);
     let store = Store::new();
     let entered = store.path("entered");
+    // One that nobody kills, on the machine as it is.
+    let begun = Instant::now();
+    guarded(&store, 1, &format!("echo 1 >'{}'", entered.display())).is(0, "", "");
+    let life = begun.elapsed().max(Duration::from_millis(30)) * 3 / 2;
     let (mut early, mut late) = (0, 0);
     for moment in 1..=MOMENTS {
         let fence = 2 * u64::from(moment);
         let script = format!("echo {fence} >'{}'; {}; sleep 60; :", entered.display(), store.alone());
         let victim = Running::start(guard(&store, fence, &script).process_group(0));
-        thread::sleep(LIFE * moment / MOMENTS);
+        thread::sleep(life * moment / MOMENTS);
         // dlock alone, or all that there is.
         let killed = if moment % 2 == 0 { kill(victim.pid(), SIGKILL) } else { killpg(victim.pid(), SIGKILL) };
         killed.expect("it lives");

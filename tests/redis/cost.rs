@@ -12,7 +12,7 @@ use redis::{Commands as _, Connection, Value};
 
 use crate::support::journal::Journal;
 use crate::support::redis::{REDIS, Server, VALKEY, on_both};
-use crate::support::{Running, Store, has, wait_for};
+use crate::support::{Running, Store, crowd, has, wait_for};
 
 /// What clients other than the test's own say to a server: the names of the commands and what follows.
 struct Monitor {
@@ -330,6 +330,7 @@ fn shortest(stores: [&Store; 2]) -> [[Duration; 2]; 2] {
 
 #[test]
 fn a_million_keys_of_others_make_nothing_slower() {
+    crowd::enter_last();
     for program in [REDIS, VALKEY].into_iter().filter(|program| has(program)) {
         let start = || Store::on(Server::start(program, &["--enable-debug-command", "yes"]));
         let (empty, full) = (start(), start());

@@ -15,7 +15,7 @@ use super::{BOUNDED, lease_end};
 use crate::support::journal::Journal;
 use crate::support::redis::{REDIS, Server, VALKEY, on_a_server, on_both};
 use crate::support::tree::Tree;
-use crate::support::{Running, Store, child_of, has, wait_for};
+use crate::support::{Running, Store, child_of, crowd, has, wait_for};
 
 /// What makes a server write down what it does, before it tells of it.
 const WRITES_DOWN: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "no"];
@@ -134,6 +134,7 @@ fn freeze_server(program: &'static str) {
     if !has(program) {
         return;
     }
+    crowd::enter_last();
     let server = Server::start(program, &WRITES_DOWN);
     for some in apart(&server, HOLDERS).chunks(AT_ONCE) {
         let trees: Vec<Tree> = some.iter().map(|store| store.holding_tree(&["--ttl", "1"])).collect();
