@@ -24,7 +24,7 @@ const SHORT: [&str; 6] = ["--ttl", "3", "-k", "0.5", "--store-timeout", "50"];
 const LONG: [&str; 6] = ["--ttl", "24", "-k", "1", "--store-timeout", "50"];
 
 /// Whoever waits so bears that nobody leads for a while.
-const PATIENT: [&str; 4] = ["-w", "60", "--store-timeout", "50"];
+const PATIENT: [&str; 4] = ["-w", "300", "--store-timeout", "50"];
 
 /// Three servers of which one will be cut off.
 struct Parts {
