@@ -272,7 +272,7 @@ impl EtcdRegister {
     }
 
     /// Signs of life that were not seen as they are now, of those who hold: it matters how long they may count on it to
-    /// whoever looks on, or waits at the head of the queue, and has no end to go by that the holder wrote down. Our own
+    /// whoever looks on, or waits at the head of the queue: the end that the holder wrote down is by another clock. Our own
     /// matters always.
     fn not_seen_before(&self, reading: &Reading, me: Option<LevelId>) -> Vec<(String, Life)> {
         let sightings = lock(&self.sightings);
@@ -283,8 +283,7 @@ impl EtcdRegister {
         let known = |name: &str, life: &Life| sightings.lives.get(name).is_some_and(|seen| seen.0 == life.revision);
         let living = names.filter_map(|name| Some((reading.lives.get(&name).copied()?, name)));
         let own = me.map(level);
-        let is_told = |name: &String| reading.ends.get(name).is_some_and(|end| end.is_to_come(reading.now));
-        let living = living.filter(|(_, name)| (matters && !is_told(name)) || Some(name) == own.as_ref());
+        let living = living.filter(|(_, name)| matters || Some(name) == own.as_ref());
         living.filter(|(life, name)| !known(name, life)).map(|(life, name)| (name, life)).collect()
     }
 
