@@ -56,8 +56,6 @@ fn used() -> Store {
 }
 
 fn it_tells_how_fast_the_store_is_and_how_far_its_clock_is_from_ours(store: &Store) {
-    // Some tell the time only once they have something to keep.
-    store.run(&["setup"]).is(0, "", "");
     let report = read(&doctor(store));
     assert_eq!(report["reachable"], true);
     let [min, median, p99] =

@@ -99,17 +99,11 @@ impl Report {
         let store = super::open_store(settings, Intent::Look)?;
         store.identity().clone_into(&mut self.store);
         // The first one opens a connection, and may have to wait for the store.
-        match super::ask(settings, || store.ask_clock()) {
-            // What is not made yet may tell no time.
-            Err(error) if error.trouble == Trouble::Unprepared => {}
-            asked => {
-                asked?;
-                let timing = Timing::take(&*store)?;
-                self.findings.extend(timing.is_slow(silence / 3));
-                self.findings.extend(timing.is_off());
-                self.timing = Some(timing);
-            }
-        }
+        super::ask(settings, || store.ask_clock())?;
+        let timing = Timing::take(&*store)?;
+        self.findings.extend(timing.is_slow(silence / 3));
+        self.findings.extend(timing.is_off());
+        self.timing = Some(timing);
         let Examination { facts, findings, .. } = super::ask(settings, || store.examine(silence))?;
         self.facts = facts;
         self.findings.extend(findings);

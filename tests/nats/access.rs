@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::doctor::{finds, read};
 use crate::support::address::new_host;
 use crate::support::certificates::certify;
 use crate::support::nats::operator::Operator;
@@ -33,6 +34,10 @@ fn a_user_with_the_rights_that_are_printed_can_do_all_and_no_bucket() {
         let at = |login: &str| Store::new().at_url(&server.url().replace("//", &format!("//{login}@")));
         let (admin, locks) = (at("admin:s3cret"), at("locks:t0p"));
         locks.run(&["run", "k", "--", "true"]).says(78, &["no bucket 'dlock', and we may not make it", "dlock setup"]);
+        let report = locks.run(&["doctor", "--json"]);
+        finds(&report, "error", &["no bucket 'dlock' yet, and without one it tells us no time"]);
+        assert_eq!(report.status.code(), Some(78));
+        assert_eq!(read(&admin.run(&["doctor", "--json"]))["error"], Value::Null);
         admin.run(&["setup"]).is(0, "", "");
         let holder = locks.holding("k", &["--ttl", "3"], "echo ready; sleep 60");
         let waiter = locks.waiting("k", &["-w", "60"], "echo in");

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::bucket::{self, Peer, StreamInfo};
-use super::connection::{Connection, Info, plain};
+use super::connection::{Connection, Info, Received, plain};
 use super::trouble::Said;
 use super::{Failure, NatsRegister};
 use crate::clock::Moment;
@@ -27,6 +27,10 @@ const MONITOR: u16 = 4000;
 
 /// How long a server may take to tell of itself there.
 const MONITOR_WITHIN: Duration = Duration::from_millis(500);
+
+/// Where JetStream tells what it was asked (its "API audit"), and how long that may take.
+const AUDITS: &str = "$JS.EVENT.ADVISORY.API";
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
 /// What servers say.
 struct Told {
@@ -80,7 +84,7 @@ impl NatsRegister {
         })
     }
 
-    /// The clock of the server that we are connected to, where there is no bucket to ask; servers from 2.10 on tell it.
+    /// The clock of a server, where there is no bucket to ask; servers from 2.10 on tell it.
     pub(super) fn time_without_bucket(&self, connection: &mut Connection) -> Result<Stamp, Failure> {
         #[derive(Deserialize)]
         struct Answer {
@@ -90,13 +94,47 @@ impl NatsRegister {
         struct Server {
             time: String,
         }
-        let nobody = || Failure::Said(Said::Unprepared("without one it tells no time".into()));
         let replies = match connection.ask(&[plain("$SYS.REQ.USER.INFO".into(), "")], self.until()) {
-            Err(Failure::Said(Said::NobodyThere | Said::Words(_))) => return Err(nobody()),
+            Err(Failure::Said(Said::NobodyThere | Said::Words(_))) => return self.time_of_a_request(),
             replies => replies?,
         };
         let answer: Option<Answer> = replies.first().and_then(|reply| serde_json::from_slice(reply).ok());
-        answer.and_then(|answer| bucket::stamp(&answer.server.time)).ok_or_else(nobody)
+        answer.and_then(|answer| bucket::stamp(&answer.server.time)).ok_or(Failure::Said(Said::NoTime))
+    }
+
+    /// The clock of the server that leads JetStream: it tells those who listen what it was asked, and when.
+    fn time_of_a_request(&self) -> Result<Stamp, Failure> {
+        #[derive(Deserialize)]
+        struct Audit {
+            timestamp: String,
+            #[serde(default)]
+            request: String,
+        }
+        let until = Moment::now().after(TOLD_WITHIN).min(self.until());
+        // By this one's own request is known.
+        let request = format!("{{\"offset\":{}}}", std::process::id());
+        let subject = self.address.bucket.ask("INFO");
+        let told = self.listen(AUDITS, 0, until).and_then(|mut connection| {
+            connection.write(format!("PUB {subject} {}\r\n{request}\r\n", request.len()).as_bytes(), until)?;
+            loop {
+                match connection.receive(until)? {
+                    Received::Message { payload, .. } => {
+                        let audit = serde_json::from_slice(&payload).ok();
+                        if let Some(audit) = audit.filter(|audit: &Audit| audit.request == request) {
+                            self.idle.keep(connection);
+                            return bucket::stamp(&audit.timestamp).ok_or(Failure::Said(Said::NoTime));
+                        }
+                    }
+                    Received::Refusal(words) => return Err(Failure::Said(Said::Words(words))),
+                    Received::Info(_) | Received::Pong => {}
+                }
+            }
+        });
+        told.map_err(|failure| match failure.bare() {
+            // Who may not listen there is told so.
+            Failure::Said(Said::Words(_)) | Failure::Silent => Failure::Said(Said::NoTime),
+            _ => failure,
+        })
     }
 }
 

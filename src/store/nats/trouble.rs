@@ -27,6 +27,8 @@ pub(super) enum Said {
     TooLarge(usize, usize),
     /// The bucket is not there, and we may not make it: why.
     Unprepared(String),
+    /// The bucket is not there, and without one we are told no time.
+    NoTime,
 }
 
 /// JetStream's refusal (nats-server, `errors.json`).
@@ -118,6 +120,10 @@ impl Meaning for Said {
                 ),
             ),
             Self::Unprepared(why) => unprepared(&format!("bucket '{}'", address.bucket.name), &why),
+            Self::NoTime => (
+                Trouble::Unprepared,
+                format!("it has no bucket '{}' yet, and without one it tells us no time", address.bucket.name),
+            ),
         }
     }
 }
