@@ -3,6 +3,7 @@
 mod access;
 mod cost;
 mod doctor;
+mod history;
 mod leases;
 mod network;
 mod oracle;

@@ -30,9 +30,9 @@ use crate::sys::{self, Change, Inherited};
 /// What dlock tells its guardian.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
-    /// Start the command with these changes to its environment. The store's sign of life may come with it, to
-    /// be kept until the tree is gone.
-    Start(Environment),
+    /// Start the command with these changes to its environment, and a deadline. The store's sign of life may come with
+    /// it, to be kept until the tree is gone.
+    Start(Environment, Option<Duration>),
     /// Kill the tree at this time after boot unless told otherwise before; or never.
     Deadline(Option<Duration>),
     /// Pass this signal to the command.
@@ -182,14 +182,12 @@ impl Guard {
 
     fn obey(&mut self, order: Order, fd: Option<OwnedFd>, program: &Program) -> Result<(), Done> {
         match order {
-            Order::Start(env) => {
+            Order::Start(env, deadline) => {
                 self.sign_of_life = fd;
+                self.end_at(deadline);
                 self.start(program, env)?;
             }
-            Order::Deadline(at) => {
-                self.deadline = at.map(Moment::since_boot);
-                self.set_timer();
-            }
+            Order::Deadline(at) => self.end_at(at),
             Order::Pass(number) => self.pass(number),
             Order::Stop(kill_after) => {
                 for signal in [SIGTERM, SIGCONT] {
@@ -201,6 +199,11 @@ impl Guard {
             Order::Kill => return self.kill().map(|never| match never {}),
         }
         Ok(())
+    }
+
+    fn end_at(&mut self, deadline: Option<Duration>) {
+        self.deadline = deadline.map(Moment::since_boot);
+        self.set_timer();
     }
 
     fn start(&mut self, program: &Program, env: Environment) -> Result<(), Done> {

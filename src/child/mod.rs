@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
 use std::{io, thread};
 
 use nix::fcntl::{OFlag, open};
@@ -120,8 +121,7 @@ impl Guardian {
             let _ = events.send(Event::Child(ChildEvent::Orphaned));
         })?;
         self.at_work.store(true, Ordering::Relaxed);
-        guardian::send(&self.socket, &self.extend(deadline), None)?;
-        guardian::send(&self.socket, &Order::Start(env), sign_of_life)
+        guardian::send(&self.socket, &Order::Start(env, self.end_at(deadline)), sign_of_life)
     }
 
     /// Looks after the command until it has ended: normally, or with all that it started. Its lease lasts until
@@ -155,7 +155,7 @@ impl Guardian {
                 match action {
                     Action::Announce(verdict) => announce(&verdict),
                     Action::Pass(signal) => self.tell(&Order::Pass(signal as i32)),
-                    Action::Extend(deadline) => self.tell(&self.extend(deadline)),
+                    Action::Extend(deadline) => self.tell(&Order::Deadline(self.end_at(deadline))),
                     Action::Stop(kill_after) => self.tell(&Order::Stop(kill_after)),
                     Action::Kill => self.tell(&Order::Kill),
                     Action::KillGuardian => self.kill(),
@@ -179,10 +179,10 @@ impl Guardian {
     }
 
     /// The guardian kills so early that the tree is gone before the deadline.
-    fn extend(&self, deadline: Option<Deadline>) -> Order {
+    fn end_at(&self, deadline: Option<Deadline>) -> Option<Duration> {
         // A command that may go on without the lease has no deadline.
         let deadline = deadline.filter(|_| self.policy.stop_when_lost);
-        Order::Deadline(deadline.map(|deadline| deadline.moment().before(self.policy.margin()).as_duration()))
+        deadline.map(|deadline| deadline.moment().before(self.policy.margin()).as_duration())
     }
 
     /// A guardian that cannot be told is dead, which its end of the socket reports, or frozen, which a

@@ -76,6 +76,29 @@ fn a_key_changes_hands_by_word_and_not_by_looking() {
     assert!(took < Duration::from_millis(100), "{took:?}");
 }
 
+#[test]
+fn a_key_that_changes_hands_asks_for_two_changes_two_leases_and_one_look() {
+    crowd::enter_last();
+    if !has(ETCD) {
+        return;
+    }
+    let store = Store::on_own_etcd(Server::start(ETCD, &[]));
+    let holder = store.hold("k");
+    let waiters: Vec<Running> = (0..20).map(|_| store.waiting("k", &["-w", "60"], ":")).collect();
+    for waiter in &waiters {
+        wait_for("it to sleep", || store.etcd().is_asleep(waiter));
+    }
+    let host = store.etcd().host().to_owned();
+    let before = asked(&host);
+    holder.finish().is(0, "", "");
+    for waiter in waiters {
+        waiter.finish().is(0, "", "");
+    }
+    let each = (asked(&host) - before) / 20.0;
+    // Those at the head of the queue listen to more, if their turn does not come at once.
+    assert!(each < 6.5, "{each} were asked for each");
+}
+
 /// How long so many who wait for `etcdctl lock` take from one to the next.
 fn hand_over_of_etcdctl(store: &Store, waiting: usize) -> Duration {
     let journal = Journal::new(store);

@@ -101,6 +101,12 @@ impl Address {
         self.of(key) + RECORD
     }
 
+    /// What the names of all that happened to a key begin with. It stands elsewhere, so that those who only want the key need
+    /// not read it.
+    pub(super) fn events(&self, key: &Key) -> String {
+        format!("{}/event/{}/", self.prefix, encode(key))
+    }
+
     /// What is kept under this name: something of which key, and whether it is the record; nothing if it is none of ours.
     pub(super) fn meaning(&self, name: &str) -> Option<(Key, bool)> {
         let (key, part) = name.strip_prefix(&self.all())?.split_once('/')?;

@@ -88,6 +88,7 @@ pub(super) struct Streamed<T> {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Watched {
+    pub(super) header: Header,
     pub(super) canceled: bool,
     pub(super) created: bool,
     pub(super) cancel_reason: String,
@@ -142,6 +143,11 @@ pub(super) fn delete(key: &str) -> Value {
     json!({ "request_delete_range": { "key": encode(key) } })
 }
 
+/// Deletes all keys up to an end.
+pub(super) fn delete_all(from: &str, end: &str) -> Value {
+    json!({ "request_delete_range": { "key": encode(from), "range_end": encode(end) } })
+}
+
 /// All keys up to an end, with their values.
 pub(super) fn all(from: &str, end: &str) -> Request {
     Request { path: "/v3/kv/range", body: json!({ "key": encode(from), "range_end": encode(end) }) }
@@ -178,7 +184,7 @@ pub(super) fn time_to_live(id: i64) -> Request {
     Request { path: "/v3/lease/timetolive", body: json!({ "ID": id.to_string() }) }
 }
 
-/// Watches a key from this revision on, or all up to an end; if only ends count, these alone.
+/// Watches a key from this revision on, or, with 0, from now on; or all up to an end; if only ends count, these alone.
 pub(super) fn watch(key: &str, end: Option<&str>, revision: i64, ends_only: bool) -> Value {
     let mut create = json!({ "key": encode(key), "start_revision": revision.to_string() });
     if let Some(end) = end {

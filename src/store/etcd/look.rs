@@ -20,7 +20,7 @@ use super::address::{END, RECORD, end_of, level, min_hold};
 use super::api::{self, LeaseLeft, Range, Request};
 use super::connection::{Connection, read};
 use super::trouble::Failure;
-use super::{EtcdRegister, lock};
+use super::{EtcdRegister, events, lock};
 use crate::clock::Moment;
 use crate::model::{Key, LevelId, Record, SIGN_OF_LIFE, Stamp, Standing};
 use crate::store::trouble::no_record;
@@ -108,7 +108,7 @@ impl Reading {
             ends.extend(shown.end.map(|end| (shown.name.clone(), end)));
             lives.insert(shown.name, Life { revision, lease: shown.lease });
         }
-        let record = record.clone();
+        let record = events::without(record);
         Self { revision, written: revision, kept: Some(record.clone()), seen: record, lives, ends, lost: None, ..*self }
     }
 

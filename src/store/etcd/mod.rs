@@ -4,6 +4,7 @@
 mod address;
 mod api;
 mod connection;
+mod events;
 mod examine;
 mod lease;
 mod look;
@@ -221,13 +222,18 @@ impl Register for EtcdRegister {
     }
 
     fn read(&self, key: &Key) -> Result<Option<Record>, StoreError> {
-        self.with(|connection, until| self.look_at(connection, key, None, until)).map(Reading::looked_at)
+        let all = self.read_all(std::slice::from_ref(key))?;
+        all.into_iter().next().unwrap_or(Ok(None))
     }
 
     fn read_all(&self, keys: &[Key]) -> Result<Vec<Inspected>, StoreError> {
         let mut all = Vec::with_capacity(keys.len());
         for some in keys.chunks(MANY as usize) {
-            let readings = self.with(|connection, until| self.look_at_many(connection, some, None, until))?;
+            let readings = self.with(|connection, until| {
+                let mut readings = self.look_at_many(connection, some, None, until)?;
+                self.add_events(connection, &mut readings, until)?;
+                Ok(readings)
+            })?;
             let looked_at = |reading: Result<Reading, Failure>| {
                 reading.map(Reading::looked_at).map_err(|failure| self.error(failure))
             };

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::address::{END, end_of, level, min_hold};
 use super::api::{self, Range, Request};
 use super::connection::{Connection, read};
+use super::events;
 use super::look::{Reading, Shown, names};
 use super::trouble::Failure;
 use super::{EtcdRegister, lock};
@@ -166,7 +167,8 @@ impl Change<'_> {
         }
         let address = &self.register.address;
         let (name, prefix) = (address.record(self.key), address.of(self.key));
-        let mut success = vec![api::put(&name, &record.encode(), None)];
+        let mut success = vec![api::put(&name, &events::without(record).encode(), None)];
+        success.extend(events::noted(&address.events(self.key), reading.written, record));
         let (mut shown, mut until) = (None, None);
         let mut making = Vec::new();
         if let Some((me, mine)) = mine {

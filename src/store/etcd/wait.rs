@@ -24,6 +24,14 @@ const AHEAD: Duration = Duration::from_millis(300);
 /// How long one who listens is left to it at least before he listens anew.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// From when on one listens. Whoever wants to hear of what has been is told all else late, too: a member looks for that
+/// ten times a second (etcd, `watchable_store.go`: `watchResyncPeriod`).
+const NOW: i64 = 0;
+
+/// Whoever comes to the head of the queue listens to more only if the turn is not his so soon: where a key changes hands fast,
+/// each of those who wait would do it for nothing.
+const CALLED: Duration = Duration::from_millis(100);
+
 /// What to do about what was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Told {
@@ -32,6 +40,8 @@ enum Told {
     LookSoon,
     /// Look at the record.
     Look,
+    /// The same, as one who is at the head of the queue from now on.
+    Called,
     /// It is time to act.
     Act,
     /// Nothing more is told.
@@ -55,21 +65,29 @@ impl EtcdRegister {
         };
         let mut ear: Option<Ear> = None;
         let mut known = self.queued(watch);
+        let mut is_called = false;
         loop {
             let by = Moment::now().after(limit);
             let (mut connection, reading) = match known.take() {
                 Some(reading) => {
                     self.with_connection(by, |_, _| Ok(())).map(|(connection, ())| (connection, reading))?
                 }
-                None => self.with_connection(by, |connection, by| self.look_at(connection, key, me, by))?,
+                None => self.with_connection(by, |connection, by| {
+                    // Whoever listens before he looks need not look again.
+                    if is_called && ear.as_ref().is_none_or(|ear| !ear.others) {
+                        ear = Some(self.listen(connection, key, watch, true, by)?);
+                    }
+                    self.look_at(connection, key, me, by)
+                })?,
             };
             let server = connection.server.clone();
             let slept = self.sleep(&mut connection, &mut ear, (key, watch), &reading, (until, by));
             if slept.is_ok() {
                 self.idle.keep(connection);
             }
-            if slept.map_err(|failure| failure.by(&server))? {
-                return Ok(());
+            match slept.map_err(|failure| failure.by(&server))? {
+                Told::Act => return Ok(()),
+                told => is_called = told == Told::Called && matches!(watch, Watch::Turn(_)),
             }
         }
     }
@@ -81,7 +99,7 @@ impl EtcdRegister {
         matches!(reading.seen.standing(*me), Standing::Waiting(at) if at >= WATCHERS).then_some(reading)
     }
 
-    /// Sleeps until it is time to look again; whether it is time to act.
+    /// Sleeps until it is time to look again, or to act.
     fn sleep(
         &self,
         connection: &mut Connection,
@@ -89,18 +107,18 @@ impl EtcdRegister {
         (key, watch): (&Key, &Watch),
         reading: &Reading,
         (until, by): (Option<Moment>, Moment),
-    ) -> Result<bool, Failure> {
+    ) -> Result<Told, Failure> {
         let heard = Moment::now();
         let now = reading.now;
-        let Some(mut plan) = plan(&reading.seen, now, watch) else { return Ok(true) };
+        let Some(mut plan) = plan(&reading.seen, now, watch) else { return Ok(Told::Act) };
         if until.is_some_and(|until| until.left().is_zero()) {
-            return Ok(true);
+            return Ok(Told::Act);
         }
         if let Some(me) = plan.due(watch, now) {
             let life = reading.lives.get(&level(me)).copied();
             let is_signed = life.map(|life| self.sign(connection, me, life, by)).transpose()?;
             if is_signed != Some(true) {
-                return Ok(true);
+                return Ok(Told::Act);
             }
             plan.signed = Some(now.after(SIGN_OF_LIFE));
         }
@@ -109,18 +127,20 @@ impl EtcdRegister {
         let is_good =
             ear.as_ref().is_some_and(|ear| ear.others == others && *ear.watching.server() == connection.server);
         if !is_good {
-            *ear = Some(self.listen(connection, key, watch, reading, others, by)?);
+            *ear = Some(self.listen(connection, key, watch, others, by)?);
         }
-        let Some(heard_by) = ear else { return Ok(false) };
+        let Some(heard_by) = ear else { return Ok(Told::Nothing) };
         // Those at the head see to what is overdue. Whoever finds that somebody was offered the key sees to that, too: they
         // may be frozen.
         let is_offered = reading.seen.queue.iter().any(|waiter| waiter.offered_at.is_some());
         let mut wake = plan.wake((now, heard), plan.watches || is_offered, Some(UNTOLD), until);
         let is_next = matches!(watch, Watch::Turn(me) if reading.seen.standing(*me) == Standing::Waiting(0));
+        let mut is_called = false;
         loop {
             let told = match heard_by.watching.next(wake) {
-                Ok(None) => return Ok(false),
-                Ok(Some(told)) => self.meaning(key, watch, is_next, &told)?,
+                Ok(None) if is_called => return Ok(Told::Called),
+                Ok(None) => return Ok(Told::Nothing),
+                Ok(Some(told)) => self.meaning(key, watch, is_next, &told)?.max(unheard(reading, &told)),
                 Err(failure) if failure.is_stale() => Told::NoMore,
                 Err(failure) => return Err(failure),
             };
@@ -130,40 +150,41 @@ impl EtcdRegister {
                     // Where nobody may listen for long, it is not tried without a pause.
                     thread::sleep(PAUSE.saturating_sub(Moment::now().since(heard_by.since)).min(wake.left()));
                     *ear = None;
-                    return Ok(false);
+                    return Ok(told);
                 }
                 Told::Nothing => {}
                 Told::LookSoon => wake = wake.min(Moment::now().after(AHEAD)),
-                Told::Look => return Ok(false),
-                Told::Act => return Ok(true),
+                Told::Called if !heard_by.others => {
+                    is_called = true;
+                    wake = wake.min(Moment::now().after(CALLED));
+                }
+                Told::Look | Told::Called | Told::Act => return Ok(told),
             }
         }
     }
 
-    /// Listens to all that concerns a level, from what was read on.
+    /// Listens to all that concerns a level from now on.
     fn listen(
         &self,
         connection: &Connection,
         key: &Key,
         watch: &Watch,
-        reading: &Reading,
         others: bool,
         by: Moment,
     ) -> Result<Ear, Failure> {
-        let from = reading.revision + 1;
         let of = self.address.of(key);
         let record = self.address.record(key);
         let creations = match watch {
             // All that shows life, and the record if it is deleted: each change of it would be more than one has to hear.
             Watch::Turn(_) if others => vec![
-                api::watch(&format!("{of}{}", LIVES.0), Some(&format!("{of}{}", LIVES.1)), from, false),
-                api::watch(&record, None, from, true),
+                api::watch(&format!("{of}{}", LIVES.0), Some(&format!("{of}{}", LIVES.1)), NOW, false),
+                api::watch(&record, None, NOW, true),
             ],
             Watch::Turn(me) | Watch::Hold(me) => {
-                vec![api::watch(&format!("{of}{}", level(*me)), None, from, false)]
+                vec![api::watch(&format!("{of}{}", level(*me)), None, NOW, false)]
             }
             Watch::Ends(_) => {
-                vec![api::watch(&record, None, from, false), api::watch(&of, Some(&end_of(&of)), from, true)]
+                vec![api::watch(&record, None, NOW, false), api::watch(&of, Some(&end_of(&of)), NOW, true)]
             }
         };
         let own = Connection::open(&connection.server, &self.address, &self.tls, &self.login, by)?;
@@ -185,7 +206,7 @@ impl EtcdRegister {
                 Watch::Turn(me) | Watch::Hold(me) if name == level(*me) => match &*event.kv.value {
                     _ if event.is_end() => Told::Act,
                     ACT => Told::Act,
-                    LOOK => Told::Look,
+                    LOOK => Told::Called,
                     // We wrote it.
                     _ => Told::Nothing,
                 },
@@ -205,4 +226,9 @@ impl EtcdRegister {
         };
         Ok(told.events.iter().map(of_one).max().unwrap_or(Told::Nothing))
     }
+}
+
+/// What was there before we began to listen, and after we had looked, is in the record.
+fn unheard(reading: &Reading, told: &Watched) -> Told {
+    if told.created && told.header.revision > reading.revision { Told::Look } else { Told::Nothing }
 }

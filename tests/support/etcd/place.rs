@@ -54,9 +54,14 @@ impl Place {
         all_under(self.host(), &all).into_iter().filter_map(name).collect()
     }
 
-    /// What there is besides records: what shows who lives.
+    /// What tells of what happened to a key.
+    pub(crate) fn events(&self, key: &str) -> Vec<Entry> {
+        all_under(self.host(), &self.folder(key).replace("/key/", "/event/"))
+    }
+
+    /// What there is besides records and what happened: what shows who lives.
     pub(crate) fn leftovers(&self) -> Vec<String> {
-        let all = all_under(self.host(), &format!("{}/", self.prefix));
+        let all = all_under(self.host(), &format!("{}/key/", self.prefix));
         all.into_iter().map(|entry| entry.path).filter(|path| !path.ends_with("/record")).collect()
     }
 
