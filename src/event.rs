@@ -22,6 +22,9 @@ pub enum Event {
     Child(ChildEvent),
 }
 
+/// Why a lease is lost that nobody tried to renew in time.
+pub const NOT_IN_TIME: &str = "its time is over: dlock itself was stopped, or its machine was asleep or too busy";
+
 /// What the guardian reports of the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChildEvent {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal::{self, SIGINT, SIGQUIT, SIGTERM};
 
 use crate::clock::{Deadline, Moment};
-use crate::event::{ChildEvent, Event, Status};
+use crate::event::{ChildEvent, Event, NOT_IN_TIME, Status};
 
 /// How long the guardian may take for a stop beyond the time that the command has, before dlock takes
 /// over. It has nothing to do then but to kill, so a guardian this late is frozen.
@@ -186,7 +186,7 @@ impl State {
                 }
             }
             ChildEvent::Expired => {
-                let mut actions = self.condemn(now, Verdict::Lost("its time is over".into()));
+                let mut actions = self.condemn(now, Verdict::Lost(NOT_IN_TIME.into()));
                 // The guardian is at it already.
                 actions.retain(|action| !matches!(action, Action::Stop(_)));
                 actions

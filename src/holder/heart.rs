@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{PAUSE, pause};
 use crate::clock::{Deadline, Moment};
-use crate::event::Event;
+use crate::event::{Event, NOT_IN_TIME};
 use crate::model::{Key, LeaseId, LevelId, Renewed, Standing};
 use crate::store::{Store, Trouble, Watch};
 
@@ -60,6 +60,9 @@ impl Heart {
         loop {
             if failed == 0 {
                 self.sleep(started, answered.after(self.beat));
+                if stop_at(deadline).left().is_zero() {
+                    return self.tell(Event::Lost(NOT_IN_TIME.into()));
+                }
             }
             let asked = Moment::now();
             match self.store.renew(&self.key, self.level, self.ttl, self.bound(failed).min(stop_at(deadline).left())) {
