@@ -11,7 +11,7 @@ use super::failover::{Contention, PROCESSES};
 use crate::support::proxy::{Fate, Proxy};
 use crate::support::redis::tls::with_tls;
 use crate::support::redis::{Nodes, PORT, REDIS, Server, VALKEY, new_host, tls};
-use crate::support::{DLOCK, Done, Store, child_of, has, is_alive, wait_for};
+use crate::support::{DLOCK, Done, Store, child_of, crowd, has, is_alive, wait_for};
 
 /// What a user of dlock must be allowed besides where its vote is one of several; as README has it.
 pub(crate) const AS_A_VOTER: &str = "+info";
@@ -172,6 +172,8 @@ fn one_who_forgot_a_lease_is_not_trusted_before_all_have_said_how_long_leases_li
 
 #[test]
 fn what_a_node_was_sent_before_it_froze_is_taken_back_when_it_goes_on() {
+    // Whoever leaves waits only so long until that is sent.
+    crowd::enter_last();
     on_nodes(3, |nodes, store| {
         let holder = store.hold("k");
         let waiter = store.waiting("k", &[], "true");

@@ -18,8 +18,9 @@ use crate::store::wire::{self, Stream, Wire};
 /// How much memory the replies to one request may need. A record with 10,000 waiters takes some 12 MiB.
 const LARGEST: usize = 64 << 20;
 
-/// What the parser makes of a line, be it the shortest: without that, 64 MiB of nulls are a gigabyte.
-const OF_A_LINE: usize = 64;
+/// What the parser makes of a line, be it the shortest: without that, 64 MiB of nulls are a gigabyte. An array of one null, which
+/// is two lines, takes some 350 bytes.
+const OF_A_LINE: usize = 96;
 
 /// A server counts in milliseconds, and the last one must be over.
 const TICK: Duration = Duration::from_millis(3);
