@@ -128,6 +128,14 @@ fn a_missing_double_dash_shows_the_corrected_line() {
     ] {
         store.run(args).is(64, "", &format!("dlock: the verb 'run' is missing; write: dlock {line}\n"));
     }
+    for (args, line) in [
+        (&["run", "--", "true"][..], "run KEY -- true"),
+        (&["run", "-n", "--", "echo", "a b"], "run -n KEY -- echo 'a b'"),
+        (&["-S", "file:x", "run", "-w", "5", "--", "true"], "-S file:x run -w 5 KEY -- true"),
+        (&["guard", "--fence", "7", "--", "true"], "guard --fence 7 KEY -- true"),
+    ] {
+        store.run(args).is(64, "", &format!("dlock: the key is missing; write: dlock {line}\n"));
+    }
     // What is no run in any case is told as it is.
     for args in [&["rnu", "k", "--", "true"][..], &["unlok", "k"], &["-n", "k", "true"]] {
         let done = store.run(args);

@@ -165,7 +165,7 @@ pub fn parse(args: &[OsString]) -> Result<Asked, Failure> {
             Err(Failure::usage("a verb is missing; see 'dlock --help'"))
         }
         Err(error) => {
-            let better = corrected(args).or_else(|| with_verb(args));
+            let better = corrected(args).or_else(|| with_key(args)).or_else(|| with_verb(args));
             Err(Failure::usage(better.unwrap_or_else(|| one_line(&error))))
         }
     }
@@ -202,6 +202,14 @@ fn corrected(args: &[OsString]) -> Option<String> {
     }
     let words = before.iter().skip(1).cloned().chain(["--".into()]).chain(command.iter().cloned());
     Some(format!("'--' is missing before the command; write: dlock {}", line(words)))
+}
+
+/// If only the key is missing before the `--`: the line with one.
+fn with_key(args: &[OsString]) -> Option<String> {
+    let (before, command) = args.split_at(args.iter().position(|word| word == "--")?);
+    let words = || before.iter().cloned().chain(["KEY".into()]).chain(command.iter().cloned());
+    let is_whole = Cli::try_parse_from(words()).is_ok();
+    is_whole.then(|| format!("the key is missing; write: dlock {}", line(words().skip(1))))
 }
 
 /// If only `run` is missing, as flock(1) would have it: the line with it.

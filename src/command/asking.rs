@@ -27,6 +27,20 @@ pub(super) fn ttl(wanted: Duration, store: &dyn Store) -> Duration {
     wanted.max(least)
 }
 
+/// How long the key stays taken that is to stay so for this long; not at all for zero.
+fn min_hold(wanted: Duration, store: &dyn Store) -> Duration {
+    let least = store.capabilities().least_ttl;
+    if wanted < least && !wanted.is_zero() {
+        let [wanted, least] = [wanted, least].map(humantime::format_duration);
+        log::info!(
+            "a key that is to stay taken for {wanted} does so for {least}: {} makes it no shorter",
+            store.describe()
+        );
+        return store.capabilities().least_ttl;
+    }
+    wanted
+}
+
 /// The question to the store, for a new lease that nobody attends to.
 pub(super) fn ask(terms: &Terms, store: &dyn Store) -> Result<Ask, Failure> {
     let lease = holder::new_lease_id().map_err(|error| Failure::os("cannot make a lease id", &error))?;
@@ -44,7 +58,7 @@ pub(super) fn ask(terms: &Terms, store: &dyn Store) -> Result<Ask, Failure> {
         patience,
         if_fence: terms.if_fence,
         proposal: None,
-        min_hold: terms.min_hold,
+        min_hold: min_hold(terms.min_hold, store),
         max_reentry: 0,
         attended: false,
         info: terms.info.clone(),

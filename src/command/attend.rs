@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -18,6 +19,9 @@ use crate::model::{self, Ask, Refusal};
 use crate::signal::{self, Asked};
 use crate::store::Store;
 use crate::sys::Inherited;
+
+/// So much before its end a lease that could not be renewed is given up at least, by who knows why: its guardian does not.
+const FIRST: Duration = Duration::from_millis(100);
 
 /// The guardian of a command to come, and the signals that are heard.
 pub(super) struct Ready {
@@ -105,7 +109,8 @@ impl Ready {
             // The start comes last: if anything fails, there is no command yet.
             // What is left of the lease beside the end of the command is for three beats.
             let kill_after = plan.policy.kill_after;
-            let kept = lease.keep(lease.ttl().saturating_sub(kill_after) / 3, kill_after, &self.sender);
+            let beat = lease.ttl().saturating_sub(kill_after) / 3;
+            let kept = lease.keep(beat, kill_after.max(FIRST.min(lease.ttl() / 10)), &self.sender);
             let started = kept.and_then(|()| self.guardian.start(env, sign.as_ref(), lease.deadline(), &self.sender));
             started.map_err(|error| Failure::os("cannot start the command", &error))
         });

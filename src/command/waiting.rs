@@ -13,10 +13,11 @@ use super::which::Which;
 use super::words;
 use crate::clock::Moment;
 use crate::config::Settings;
-use crate::holder::Meanwhile;
+use crate::holder::{self, Meanwhile};
 use crate::model::{Key, LeaseId, Record, Stamp};
 use crate::output::{Line, Screen, Stream, live, width};
 use crate::signal;
+use crate::store::{self, Intent};
 
 /// Who gets the key sooner does not want to read that it had to wait.
 const SHORT: Duration = Duration::from_millis(300);
@@ -40,13 +41,22 @@ pub(super) fn show(settings: &Settings, key: &Key, me: LeaseId) -> Box<dyn Meanw
     let (stop, stopped) = mpsc::channel();
     let (shown, settings) = (Arc::clone(&view), settings.clone());
     let run = move || {
-        if line == Kind::Live && stopped.recv_timeout(SHORT) != Err(RecvTimeoutError::Timeout) {
-            return;
-        }
-        watch(&settings, &shown, line);
-        let tick = if line == Kind::Live { TICK } else { REMINDER };
-        while stopped.recv_timeout(tick) == Err(RecvTimeoutError::Timeout) {
-            lock(&shown).tell(line);
+        let goes_on = |span| stopped.recv_timeout(span) == Err(RecvTimeoutError::Timeout);
+        match line {
+            Kind::Live if goes_on(SHORT) => {
+                watch(&settings, &shown);
+                while goes_on(TICK) {
+                    lock(&shown).tell(line);
+                }
+            }
+            Kind::Live => {}
+            Kind::Spoken => loop {
+                look(&settings, &shown);
+                lock(&shown).tell(line);
+                if !goes_on(REMINDER) {
+                    return;
+                }
+            },
         }
     };
     // A thread that cannot be had is missed by nobody but who watches.
@@ -54,12 +64,26 @@ pub(super) fn show(settings: &Settings, key: &Key, me: LeaseId) -> Box<dyn Meanw
     Box::new(Shown { view, line, _stop: stop })
 }
 
-/// Follows the key, and tells at once of each change of what is told.
-fn watch(settings: &Settings, view: &Arc<Mutex<View>>, line: Kind) {
+/// Looks at the key once: whoever says something once a minute need not follow each change.
+fn look(settings: &Settings, view: &Arc<Mutex<View>>) {
+    let key = lock(view).key.clone();
+    let patience = settings.store_timeout.value.min(holder::REQUEST);
+    let looked = store::open(&settings.store.value, Intent::Look, patience).and_then(|store| {
+        let record = store.inspect(&key)?;
+        Ok(record.map(|record| (record, (store.now(), Moment::now()))))
+    });
+    let mut view = lock(view);
+    match looked {
+        Ok(seen) => (view.seen, view.trouble) = (seen, None),
+        Err(error) => view.trouble = Some(error.to_string()),
+    }
+}
+
+/// Follows the key, and draws each change of what is told at once.
+fn watch(settings: &Settings, view: &Arc<Mutex<View>>) {
     let (shown, which) = (Arc::clone(view), Which::Named(vec![lock(view).key.clone()]));
     let news = move |new| {
         let mut view = lock(&shown);
-        let first = view.seen.is_none();
         match new {
             News::Seen(mut records, clock) => {
                 view.trouble = None;
@@ -68,9 +92,7 @@ fn watch(settings: &Settings, view: &Arc<Mutex<View>>, line: Kind) {
             News::Silent(error) | News::End(error) => view.trouble = Some(error.to_string()),
             News::Nothing => return !view.over,
         }
-        if first || line == Kind::Live {
-            view.tell(line);
-        }
+        view.tell(Kind::Live);
         !view.over
     };
     let _ = follow(settings, which, news);

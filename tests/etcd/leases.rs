@@ -208,3 +208,17 @@ fn etcdctl_lock_lets_two_run_beside_each_other_where_one_is_frozen() {
         assert!(lock.finish().status.success());
     }
 }
+
+#[test]
+fn more_are_told_of_an_unlock_than_fit_in_one_transaction() {
+    on_both(|program| {
+        let store = Store::on_etcd(program);
+        for _ in 0..110 {
+            assert!(store.run(&["acquire", "-s", "k", "--ttl", "60s"]).status.success());
+        }
+        // A sign of life of each, and its end.
+        assert_eq!(store.etcd().leftovers().len(), 220);
+        assert!(store.run(&["unlock", "k", "--yes", "--force"]).status.success());
+        assert_eq!(store.etcd().leftovers(), Vec::<String>::new());
+    });
+}

@@ -179,3 +179,23 @@ fn more_who_wait_than_a_message_holds_are_refused_and_those_who_hold_go_on() {
         waiter.finish().is(0, "", "");
     }
 }
+
+#[test]
+fn a_server_that_is_full_starts_nothing_and_ends_what_runs_in_time() {
+    on_both(|program| {
+        let store = Store::new();
+        let settings = format!("jetstream {{ store_dir: \"{}\", max_file_store: 40KB }}", store.path("js").display());
+        let store = Store::on_own_nats(Server::start(program, &settings));
+        let tree = store.holding_tree(&["--ttl", "4", "-k", "0.5"]);
+        let full = "its JetStream is full; raise its 'max_file_store'";
+        let refused = (0..200).find_map(|number| {
+            let key = number.to_string();
+            let done = store.run(&["run", "--store-timeout", "300ms", &key, "--", "true"]);
+            (!done.status.success()).then_some(done)
+        });
+        refused.expect("it has no room for so many").says(69, &["insufficient resources", full]);
+        store.await_end_of_tree();
+        tree.is_gone();
+        tree.dlock.finish().says(76, &["lost 'k': no answer for", full]);
+    });
+}

@@ -136,6 +136,16 @@ fn keys_that_may_be_evicted_are_found() {
 }
 
 #[test]
+fn a_server_that_is_full_is_found() {
+    on_each(&[], |server| {
+        server.ask(&["CONFIG", "SET", "maxmemory", "100mb"]);
+        assert_eq!(read(&doctor(&server.url()))["findings"], serde_json::json!([]));
+        server.ask(&["CONFIG", "SET", "maxmemory", "900kb"]);
+        finds(&doctor(&server.url()), "warning", &["KiB in memory, and its maxmemory is 900 KiB"]);
+    });
+}
+
+#[test]
 fn a_server_that_forgets_locks_when_it_restarts_is_found() {
     on_each(&["--appendonly", "no"], |server| {
         finds(&doctor(&server.url()), "warning", &["keeps nothing on its disk"]);

@@ -265,6 +265,16 @@ fn whose_time_is_over_while_the_server_hesitates_is_told_that_the_key_is_taken()
 }
 
 #[test]
+fn a_silent_server_is_what_is_named_however_short_a_time_the_command_has_to_end() {
+    on_both(|store| {
+        let holder = store.holding("k", &["--ttl", "2s", "-k", "10ms"], "echo ready; sleep 60");
+        store.server().freeze();
+        holder.finish().says(76, &["lost 'k'", "did not answer in time"]);
+        store.server().thaw();
+    });
+}
+
+#[test]
 fn dlock_itself_ends_the_tree_in_time_when_its_guardian_and_the_server_are_frozen() {
     on_both(|store| {
         let tree = store.holding_tree(&["--ttl", "4"]);

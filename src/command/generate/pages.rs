@@ -107,7 +107,7 @@ const ACQUIRE: Page = Page {
         (
             "Hold a key until the script ends",
             "export DLOCK_KEY=deploy; DLOCK_LEASE=$(dlock acquire $DLOCK_KEY --ttl 10m) || exit; export DLOCK_LEASE; \
-             trap 'dlock release' EXIT",
+             trap 'dlock release' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM",
         ),
         ("Stop before a step if the lease is gone", "dlock check >/dev/null || exit"),
     ],
@@ -124,7 +124,10 @@ const RELEASE: Page = Page {
     about: "Gives a lease of dlock acquire back. What a dlock run holds it gives back itself; to end it there is dlock \
             unlock.",
     exit: &[("0", "the lease was given back"), ("76", "it did not hold the key any more")],
-    examples: &[("At the end of a script", "trap 'dlock release' EXIT")],
+    examples: &[(
+        "At the end of a script, also where a signal ends it",
+        "trap 'dlock release' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM",
+    )],
 };
 
 const CHECK: Page = Page {

@@ -20,6 +20,9 @@ const KNOWN: [&str; 4] = ["prefix", "ca", "cert", "key"];
 /// Parameters that are paths.
 const PATHS: [&str; 3] = ["ca", "cert", "key"];
 
+/// What stands behind a prefix.
+const PARTS: [&str; 2] = ["key", "event"];
+
 /// The name of a record among what is kept of a key.
 pub(super) const RECORD: &str = "record";
 
@@ -143,6 +146,10 @@ fn prefix(mut text: String) -> Result<String, String> {
     if text.is_empty() || text.len() > 200 || !text.bytes().all(is_plain) {
         return Err("'prefix' is 1 to 200 letters, digits, '-', '_', '.' and '/'".into());
     }
+    // It would be in the middle of what another prefix has.
+    if text.split('/').any(|part| PARTS.contains(&part)) {
+        return Err("no part of 'prefix' is 'key' or 'event': those are what dlock puts behind it".into());
+    }
     Ok(text)
 }
 
@@ -220,6 +227,8 @@ mod tests {
             ("etcd://u:secret@h?prefx=a", "no 'prefx'"),
             ("etcd://u:secret@h?prefix=a*b", "'prefix' is"),
             ("etcd://u:secret@h?prefix=/", "'prefix' is"),
+            ("etcd://u:secret@h?prefix=dlock/event", "no part of 'prefix'"),
+            ("etcd://u:secret@h?prefix=dlock/key/k", "no part of 'prefix'"),
             ("etcd://u:secret@h?ca=f", "etcds"),
             ("etcds://u:secret@h?cert=f", "need each other"),
             ("etcd://u:secret@h:x", "port"),

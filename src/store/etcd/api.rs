@@ -128,6 +128,12 @@ pub(super) fn txn(compare: &Value, success: &[Value], (from, end): (&str, &str))
     Request { path: "/v3/kv/txn", body: json!({ "compare": [compare], "success": success, "failure": [read] }) }
 }
 
+/// One operation, which is done if something is so, or always.
+pub(super) fn one(if_so: Option<&Value>, operation: &Value) -> Request {
+    let compare: Vec<&Value> = if_so.into_iter().collect();
+    Request { path: "/v3/kv/txn", body: json!({ "compare": compare, "success": [operation] }) }
+}
+
 /// That a key was written last at this revision; with 0, that it is not there.
 pub(super) fn is_at(key: &str, revision: i64) -> Value {
     json!({ "key": encode(key), "target": "MOD", "result": "EQUAL", "mod_revision": revision.to_string() })

@@ -239,8 +239,8 @@ fn has_faults(told: &Told) -> Option<Finding> {
         let fix = format!("{}.{}.{}", line.0, line.1, fix(line).unwrap_or_default());
         Finding::warning(
             format!("etcd {version} has faults with leases, which {fix} has not"),
-            "a leader that was frozen may end leases that another one keeps; dlock makes new ones with each beat, so that \
-             this can cost one who waits his place, but nobody his key",
+            "a leader that was frozen may end leases that another one keeps: a command that has its key is stopped (76), or one \
+             who waits loses his place; nobody else gets the key before that",
             format!("etcd {fix} or later"),
         )
     })

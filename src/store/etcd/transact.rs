@@ -46,6 +46,13 @@ pub(super) struct Change<'a> {
     pub(super) may_come: bool,
 }
 
+/// What tells somebody else of a change, or clears away what is his no more.
+struct Telling {
+    done: Value,
+    /// What has to be so, if it is not done together with the change itself.
+    if_so: Option<Value>,
+}
+
 /// What became of a write.
 pub(super) enum Written {
     /// At which revision.
@@ -201,11 +208,13 @@ impl Change<'_> {
                 success.push(self.end(span).written(&name));
             }
         }
-        success.extend(news(&prefix, reading, record, self.me));
-        success.extend(farewells(&prefix, reading, record));
-        success.truncate(MOST_OPERATIONS);
+        let mut others: Vec<Telling> = news(&prefix, reading, record, self.me);
+        others.extend(farewells(&prefix, reading, record));
+        let rest = others.split_off(others.len().min(MOST_OPERATIONS - success.len()));
+        success.extend(others.into_iter().map(|telling| telling.done));
         let written = self.swap(connection, making, &api::is_at(&name, reading.written), &success)?;
         if let Written::At(revision) = written {
+            self.tell(connection, &rest);
             self.has_come(revision, until);
             // A sign of life for the time behind a hold is none of the level's own.
             let is_simple = |me: &LevelId| record.hold(*me).is_none_or(|hold| hold.hold_until.is_none());
@@ -214,6 +223,16 @@ impl Change<'_> {
             }
         }
         Ok(written)
+    }
+
+    /// Does what had no room in a change that was written. Whoever hears nothing finds it out by himself, later.
+    fn tell(&self, connection: &mut Connection, rest: &[Telling]) {
+        let requests: Vec<Request> =
+            rest.iter().map(|telling| api::one(telling.if_so.as_ref(), &telling.done)).collect();
+        let told = if requests.is_empty() { Ok(()) } else { connection.ask_all(&requests, self.until).map(drop) };
+        if let Err(failure) = told {
+            log::info!("'{}' was changed, and not all were told: {}", self.key, self.register.error(failure));
+        }
     }
 
     /// Makes leases, and does what needs them if this is so. A member does one after the other, so all of it is sent at once.
@@ -280,20 +299,23 @@ pub(super) fn is_full(failure: &Failure) -> bool {
 }
 
 /// Signs of life that belong to nobody any more.
-fn farewells(prefix: &str, reading: &Reading, record: &Record) -> Vec<Value> {
+fn farewells(prefix: &str, reading: &Reading, record: &Record) -> Vec<Telling> {
     let left: Vec<String> = names(record).collect();
     let is_gone = |name: &&String| !left.contains(*name);
     let lives = reading.lives.keys().filter(is_gone).cloned();
     let ends = reading.ends.keys().filter(is_gone).map(|name| format!("{name}{END}"));
-    lives.chain(ends).map(|name| api::delete(&format!("{prefix}{name}"))).collect()
+    let delete = |name| Telling { done: api::delete(&format!("{prefix}{name}")), if_so: None };
+    lives.chain(ends).map(delete).collect()
 }
 
 /// Tells those whom a change concerns, by writing their sign of life anew.
-fn news(prefix: &str, reading: &Reading, record: &Record, me: Option<LevelId>) -> Vec<Value> {
+fn news(prefix: &str, reading: &Reading, record: &Record, me: Option<LevelId>) -> Vec<Telling> {
     let news = turn::news(&reading.seen, record, me).unwrap_or_default();
     let tell = |(to, what): (LevelId, &str)| {
         let life = reading.lives.get(&level(to)).filter(|_| record.standing(to) != Standing::Gone)?;
-        Some(api::put(&format!("{prefix}{}", level(to)), what.as_bytes(), Some(life.lease)))
+        let name = format!("{prefix}{}", level(to));
+        let if_so = Some(api::is_at(&name, life.revision));
+        Some(Telling { done: api::put(&name, what.as_bytes(), Some(life.lease)), if_so })
     };
     news.into_iter().filter_map(tell).collect()
 }

@@ -281,7 +281,7 @@ fn syncs_late(told: &Told) -> Option<Finding> {
 }
 
 fn may_sync_late(told: &Told) -> Option<Finding> {
-    (told.stream.is_some() && told.sync_interval.is_none()).then(|| {
+    told.sync_interval.is_none().then(|| {
         Finding::note(
             "it does not tell how often what it writes is forced to the disk: every 2 minutes, unless it was set up otherwise",
             "if its machine loses power, or all machines that have copies do, keys taken just before are free, while their \

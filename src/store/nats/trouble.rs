@@ -164,7 +164,10 @@ fn meaning(refusal: &Refusal) -> (Trouble, String) {
         // Not enabled, for the account or at all.
         10039 | 10076 => (Trouble::Unfit, format!("it has no JetStream for us: it says '{said}'")),
         // No resources, no storage: others may give some back.
-        10023 | 10047 => (Trouble::Unreachable, format!("it says '{said}'")),
+        10023 | 10047 => (
+            Trouble::Unreachable,
+            format!("it says '{said}': its JetStream is full; raise its 'max_file_store', or delete streams"),
+        ),
         // No peers, and replicas without a cluster.
         10005 | 10074 => (Trouble::Unfit, format!("it says '{said}'; '?replicas=' asks for more than it has")),
         _ if refusal.code == 503 => (Trouble::Unreachable, format!("it says '{said}'")),

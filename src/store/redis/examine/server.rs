@@ -37,8 +37,8 @@ pub(super) struct Told {
 type Check = fn(&Told) -> Option<Finding>;
 
 /// What can be wrong with a server that says so itself.
-const CHECKS: [Check; 8] =
-    [is_old, is_new, is_loading, evicts, forgets, syncs_late, cannot_write, waits_for_no_replica];
+const CHECKS: [Check; 9] =
+    [is_old, is_new, is_loading, evicts, is_full, forgets, syncs_late, cannot_write, waits_for_no_replica];
 
 /// The same, of one that should be alone.
 const ALONE: [Check; 2] = [is_a_replica, is_in_a_cluster];
@@ -268,6 +268,18 @@ fn evicts(told: &Told) -> Option<Finding> {
             format!("its maxmemory-policy is '{policy}': it drops keys, {when}"),
             "a lock that is dropped is free for the next one, while its holder still works",
             "'CONFIG SET maxmemory-policy noeviction', and the same in its configuration; a cache belongs into another server",
+        )
+    })
+}
+
+fn is_full(told: &Told) -> Option<Finding> {
+    let (used, limit) = (told.number("used_memory"), told.number("maxmemory"));
+    let is_full = limit > 0 && used >= limit / 10 * 9 && told.policy() == "noeviction";
+    is_full.then(|| {
+        Finding::warning(
+            format!("it has {} KiB in memory, and its maxmemory is {} KiB", used >> 10, limit >> 10),
+            "once it is full nobody gets a key any more (69); who has one goes on",
+            "'CONFIG SET maxmemory' with more, and the same in its configuration, or another server for what else is in it",
         )
     })
 }
