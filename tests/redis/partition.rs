@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::failover::DURABLE;
 use crate::support::fake::Fake;
 use crate::support::redis::{Cluster, PORT, REDIS, Sentinels, Server, Setup, on_each};
-use crate::support::{Store, has, wait_for};
+use crate::support::{Store, crowd, has, wait_for};
 
 /// Whoever waits so bears that there is no master for a while.
 const PATIENT: [&str; 4] = ["-w", "60", "--store-timeout", "30"];
@@ -88,6 +88,7 @@ fn forsake(master: &Server) {
 
 #[test]
 fn a_master_that_is_cut_off_with_its_clients_confirms_nothing_but_gives_out_what_need_not_be() {
+    crowd::enter_last();
     on_each(|program| {
         let group = Sentinels::start(program, &Setup::default());
         let old = &group.servers[0];
