@@ -31,6 +31,9 @@ use crate::store::trouble::no_record;
 /// Whoever lost a swap waits for a random part of this, more each time up to so many times as much. A renewal does not.
 const PAUSE: (Duration, u32) = (Duration::from_millis(2), 8);
 
+/// How often it is looked whether a bucket that was made is known to whoever leads.
+const KNOWN_WITHIN: Duration = Duration::from_millis(20);
+
 /// What is left of the largest message for those who hold, when more and more wait.
 const ROOM: usize = 32 << 10;
 
@@ -97,11 +100,16 @@ impl NatsRegister {
             return Ok(reading);
         }
         bucket::make(connection, &self.address, until)?;
-        match self.look_at(connection, key, true, until)? {
-            Some(reading) => Ok(Some(reading)),
-            None => {
-                Err(Failure::Odd(format!("bucket '{}' is removed as soon as it is made", self.address.bucket.name)))
+        // In a cluster not all servers know of it at once.
+        loop {
+            if let Some(reading) = self.look_at(connection, key, true, until)? {
+                return Ok(Some(reading));
             }
+            if until.left().is_zero() {
+                let name = &self.address.bucket.name;
+                return Err(Failure::Odd(format!("bucket '{name}' is removed as soon as it is made")));
+            }
+            std::thread::sleep(KNOWN_WITHIN.min(until.left()));
         }
     }
 
