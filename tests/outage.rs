@@ -7,7 +7,7 @@ use crate::support::Store;
 
 /// A lease, and how much of it is left to a command that is asked to end.
 const TTL: Duration = Duration::from_secs(3);
-const SHORT: [&str; 4] = ["--ttl", "3", "-k", "1"];
+const SHORT: [&str; 4] = ["--ttl", "3", "-k", "0.5"];
 
 /// Checks that a tree which holds `k` is gone before its lease ends once `happens` is done, and says why.
 #[track_caller]

@@ -19,26 +19,16 @@ pub(super) fn check(terms: &Terms, store: &dyn Store) -> Result<(), Failure> {
 
 /// How long a lease lives that is to live for this long, where the store makes none that are shorter.
 pub(super) fn ttl(wanted: Duration, store: &dyn Store) -> Duration {
+    at_least("lease", wanted, store)
+}
+
+fn at_least(what: &str, wanted: Duration, store: &dyn Store) -> Duration {
     let least = store.capabilities().least_ttl;
     if wanted < least {
         let [wanted, least] = [wanted, least].map(humantime::format_duration);
-        log::info!("a lease of {wanted} lives for {least}: {} makes none that is shorter", store.describe());
+        log::info!("a {what} of {wanted} lives for {least}: {} makes none that is shorter", store.describe());
     }
     wanted.max(least)
-}
-
-/// How long the key stays taken that is to stay so for this long; not at all for zero.
-fn min_hold(wanted: Duration, store: &dyn Store) -> Duration {
-    let least = store.capabilities().least_ttl;
-    if wanted < least && !wanted.is_zero() {
-        let [wanted, least] = [wanted, least].map(humantime::format_duration);
-        log::info!(
-            "a key that is to stay taken for {wanted} does so for {least}: {} makes it no shorter",
-            store.describe()
-        );
-        return store.capabilities().least_ttl;
-    }
-    wanted
 }
 
 /// The question to the store, for a new lease that nobody attends to.
@@ -50,6 +40,7 @@ pub(super) fn ask(terms: &Terms, store: &dyn Store) -> Result<Ask, Failure> {
         _ if terms.if_fence.is_some() => Patience::None,
         _ => Patience::SignOfLife(model::SIGN_OF_LIFE),
     };
+    let min_hold = terms.min_hold;
     Ok(Ask {
         lease,
         level: lease,
@@ -58,7 +49,7 @@ pub(super) fn ask(terms: &Terms, store: &dyn Store) -> Result<Ask, Failure> {
         patience,
         if_fence: terms.if_fence,
         proposal: None,
-        min_hold: min_hold(terms.min_hold, store),
+        min_hold: if min_hold.is_zero() { min_hold } else { at_least("'--min-hold'", min_hold, store) },
         max_reentry: 0,
         attended: false,
         info: terms.info.clone(),

@@ -27,7 +27,7 @@ fn a_lease_that_is_too_short_for_etcd_is_made_longer() {
         let done = store.run(&["-v", "run", "--ttl", "500ms", "k", "--", "true"]);
         assert!(done.status.success() && done.stderr.contains("a lease of 500ms lives for 2s: etcd at"), "{done:#?}");
         let done = store.run(&["-v", "run", "--min-hold", "200ms", "k", "--", "true"]);
-        assert!(done.stderr.contains("a key that is to stay taken for 200ms does so for 2s: etcd at"), "{done:#?}");
+        assert!(done.stderr.contains("a '--min-hold' of 200ms lives for 2s: etcd at"), "{done:#?}");
     });
 }
 

@@ -98,7 +98,7 @@ fn a_master_that_is_cut_off_with_its_clients_confirms_nothing_but_gives_out_what
         let near = Store::new().at(&group.url().replace("//", &format!("//{LOGIN}")));
         let far = Store::new().at(&format!("redis+sentinel://{LOGIN}{sentinel}/mymaster"));
         let confirmed = Store::new().at(&format!("{}?wait_replicas=1", far.url()));
-        let tree = confirmed.holding_tree(&["--ttl", "6", "-k", "1"]);
+        let tree = confirmed.holding_tree(&["--ttl", "6", "-k", "0.5"]);
         let next = near.waiting("k", &PATIENT, &format!("{}; echo in", confirmed.alone()));
         forsake(old);
         // What they have is the last that was confirmed; one that is told off late may have got more after the first look.
@@ -127,7 +127,7 @@ fn leave_alone(reads: &str) {
     let cluster = Cluster::start(REDIS, &setup);
     let at = cluster.master_of("dlock:{k}:record");
     let store = Store::new().at(&format!("redis+cluster://{}:{PORT}", cluster.nodes[at].host));
-    let tree = store.holding_tree(&["--ttl", "5", "-k", "1"]);
+    let tree = store.holding_tree(&["--ttl", "5", "-k", "0.5"]);
     let others = || cluster.nodes.iter().enumerate().filter(|(number, _)| *number != at).map(|(_, node)| node);
     others().for_each(Server::freeze);
     // It takes a while to notice, and goes on as before until then.

@@ -32,7 +32,7 @@ use crate::store::trouble::no_record;
 const PAUSE: (Duration, u32) = (Duration::from_millis(2), 8);
 
 /// How often it is looked whether a bucket that was made is known to whoever leads.
-const KNOWN_WITHIN: Duration = Duration::from_millis(20);
+const LOOKED_EVERY: Duration = Duration::from_millis(20);
 
 /// What is left of the largest message for those who hold, when more and more wait.
 const ROOM: usize = 32 << 10;
@@ -109,7 +109,7 @@ impl NatsRegister {
                 let name = &self.address.bucket.name;
                 return Err(Failure::Odd(format!("bucket '{name}' is removed as soon as it is made")));
             }
-            std::thread::sleep(KNOWN_WITHIN.min(until.left()));
+            std::thread::sleep(LOOKED_EVERY.min(until.left()));
         }
     }
 
